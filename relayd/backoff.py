@@ -1,0 +1,42 @@
+"""How long to wait before the next try: exponential, with full jitter, reset by useful life alone.
+
+Full jitter (a uniform draw from the whole interval) spreads ten thousand agents that lost one relay at
+one moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+FIRST_S = 1.0
+CAP_S = 30.0
+USEFUL_S = 30.0
+"""A connection that lived less than this does not reset the backoff: connect-then-die is a fault too."""
+
+
+class Backoff:
+    """One per thing that is retried. `uniform(low, high)` is `random.uniform` or a test's stand-in."""
+
+    def __init__(
+        self,
+        uniform: Callable[[float, float], float],
+        *,
+        first_s: float = FIRST_S,
+        cap_s: float = CAP_S,
+        useful_s: float = USEFUL_S,
+    ) -> None:
+        self._uniform = uniform
+        self._first_s, self._cap_s, self._useful_s = first_s, cap_s, useful_s
+        self.failures = 0
+
+    def ceiling_s(self) -> float:
+        """The longest that the next wait can be, in seconds."""
+        return float(min(self._cap_s, self._first_s * 2.0 ** min(self.failures, 32)))
+
+    def failed(self, useful_for_s: float) -> float:
+        """A try ended after `useful_for_s` seconds of useful life (0: none). Returns the wait in seconds."""
+        if useful_for_s >= self._useful_s:
+            self.failures = 0
+        delay_s = self._uniform(0.0, self.ceiling_s())
+        self.failures += 1
+        return delay_s
