@@ -1,0 +1,31 @@
+"""The configuration: frozen types, and the only reader of TOML and of the environment.
+
+A value comes from the first of these that has it: flag, RELAYD_* environment variable, file, default.
+Anything wrong is one `ConfigError` that says where, what, and what would be right.
+"""
+
+from relayd.config.load import load_agent, load_control, load_relay
+from relayd.config.types import (
+    RELAY_CONTROL,
+    RUN_DIR,
+    STATE_DIR,
+    AgentConfig,
+    InterfaceConfig,
+    LogMode,
+    PeerConfig,
+    RelayConfig,
+)
+
+__all__ = [
+    "RELAY_CONTROL",
+    "RUN_DIR",
+    "STATE_DIR",
+    "AgentConfig",
+    "InterfaceConfig",
+    "LogMode",
+    "PeerConfig",
+    "RelayConfig",
+    "load_agent",
+    "load_control",
+    "load_relay",
+]

@@ -1,0 +1,350 @@
+"""A relay's and an agent's configuration from flags, environment and file, in that order.
+
+Loading reads files and nothing else: no name is looked up, no interface touched. It raises ConfigError for
+the first thing that is wrong, and nothing else whatever a user has written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from relayd import marks
+from relayd.config import values
+from relayd.config.keyfile import read_private_key
+from relayd.config.mesh_checks import check_interface, check_peers
+from relayd.config.toml import Document, KeyPath, Place, read_document
+from relayd.config.types import AgentConfig, InterfaceConfig, PeerConfig, RelayConfig
+from relayd.config.values import Reader, WrongError
+
+ENV_PREFIX = "RELAYD_"
+"""Unknown variables are let be: Kubernetes sets RELAYD_PORT and more for a Service named `relayd`."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value that flags, environment and file can give."""
+
+    name: str
+    """Of the field of RelayConfig or AgentConfig."""
+
+    path: tuple[str, str]
+    """Table and key in the file."""
+
+    read: Reader
+    word: str
+    """`--word`, and RELAYD_WORD."""
+
+    number: type[int] | type[float] | None = None
+    """What a flag's or a variable's text is turned into before it is read."""
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.word.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.word.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A setting's value, and where it was found."""
+
+    value: Any
+    place: Place
+
+
+def _socket_path(value: object) -> Path:
+    path = values.file_path(value)
+    values.check_socket_path(path)
+    return path
+
+
+def _settings(table: str, **readers: Reader | tuple[type[int] | type[float], Reader]) -> tuple[Setting, ...]:
+    """The settings of `table`, named alike everywhere; a number's reader comes with its type."""
+    return tuple(
+        Setting(name, (table, name), reader[1], name, reader[0])
+        if isinstance(reader, tuple)
+        else Setting(name, (table, name), reader, name)
+        for name, reader in readers.items()
+    )
+
+
+_PORT = values.whole(1, 65535, "a port")
+# At least the largest frame, and no more than a host can spare for a receiver that doesn't read.
+_QUEUE_BYTES = (int, values.whole(65540, 1 << 30, "bytes"))
+_QUEUE_AGE_MS = (int, values.whole(1, 60_000, "milliseconds"))
+_DURATION = (float, values.seconds(0.1, 3600))
+_COUNT = (int, values.whole(1, 1_000_000, "connections"))
+_LISTEN = values.many(
+    values.listen_address, f"0.0.0.0:{marks.RELAY_PORT}", empty="there is no address to accept connections on"
+)
+
+RELAY_SETTINGS = _settings(
+    "relay",
+    listen=_LISTEN,
+    control=_socket_path,
+    log=values.log_mode,
+    queue_bytes=_QUEUE_BYTES,
+    queue_age_ms=_QUEUE_AGE_MS,
+    silence_s=_DURATION,
+    register_timeout_s=_DURATION,
+    max_unregistered=_COUNT,
+    max_unregistered_per_address=_COUNT,
+    round_bytes=(int, values.whole(4096, 16 << 20, "bytes")),
+)
+
+AGENT_SETTINGS = (
+    Setting("relay", ("relay", "address"), values.relay_address, "relay"),
+    Setting("state_dir", ("agent", "state_dir"), values.file_path, "state"),
+    *_settings(
+        "agent",
+        interface=values.interface_name,
+        control=_socket_path,
+        proxy_port=(int, _PORT),
+        log=values.log_mode,
+        queue_bytes=_QUEUE_BYTES,
+        queue_age_ms=_QUEUE_AGE_MS,
+        keepalive_s=_DURATION,
+        echo_s=_DURATION,
+        dial_timeout_s=_DURATION,
+        fresh_handshake_s=_DURATION,
+        reconcile_s=_DURATION,
+    ),
+)
+
+# The reader, and what to write where a required key is missing ("": it has a default).
+_INTERFACE_KEYS: dict[str, tuple[Reader, str]] = {
+    "name": (values.interface_name, ""),
+    "private_key_file": (values.file_path, 'private_key_file = "/etc/relayd/private.key"'),
+    "listen_port": (_PORT, ""),
+    "address": (values.many(values.interface_address, "10.0.0.1/24"), 'address = ["10.0.0.1/24"]'),
+    "mtu": (values.whole(values.MIN_MTU, values.MAX_MTU, "an MTU"), ""),
+}
+_PEER_KEYS: dict[str, tuple[Reader, str]] = {
+    "public_key": (values.public_key, 'public_key = "<what wg pubkey prints>"'),
+    "allowed_ips": (
+        values.many(values.network, "10.0.0.2/32", empty="a peer without allowed IPs gets no traffic"),
+        'allowed_ips = ["10.0.0.2/32"]',
+    ),
+    "endpoint": (values.peer_endpoint, ""),
+    "persistent_keepalive": (values.whole(0, 65535, "seconds, 0 is off"), ""),
+}
+
+
+def load_relay(
+    path: str | Path | None, flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None
+) -> RelayConfig:
+    """What `relayd serve` is to do. Raises ConfigError.
+
+    `path` is --config's (None: RELAYD_CONFIG, or no file). `flags` maps words (`listen`, `log`, `state` ...)
+    to texts or lists of them; None and [] mean that the flag was not given. `environ` is the process's own
+    unless given. A word that is no setting's is a bug: TypeError.
+    """
+    environ = os.environ if environ is None else environ
+    document = _document(path, environ)
+    agents = dict.fromkeys(("interface", "peer", "agent"), "that is for relayd agent; a relay has [relay]")
+    _check_keys(document, (), ("relay",), agents)
+    address = {"address": "that is for relayd agent; a relay has listen"}
+    _check_keys(document, ("relay",), _keys_of(RELAY_SETTINGS, "relay"), address)
+    found = _find_all(RELAY_SETTINGS, flags, environ, document)
+    return RelayConfig(**{name: one.value for name, one in found.items()})
+
+
+def load_agent(
+    path: str | Path | None, flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None
+) -> AgentConfig:
+    """What `relayd agent` is to do; the arguments are as in `load_relay`. Raises ConfigError.
+
+    The interface's private key is read too, so that a missing key is found before anything is touched.
+    """
+    environ = os.environ if environ is None else environ
+    document = _document(path, environ)
+    _check_keys(document, (), ("interface", "peer", "relay", "agent"), {})
+    serve = {one.name: "that is for relayd serve; an agent's [relay] has address" for one in RELAY_SETTINGS}
+    _check_keys(document, ("relay",), ("address",), serve)
+    _check_keys(document, ("agent",), _keys_of(AGENT_SETTINGS, "agent"), {})
+    found = _find_all(AGENT_SETTINGS, flags, environ, document)
+    if "relay" not in found:
+        place = document.place(("relay",), missing="address") if document.source else Place("")
+        raise place.error("no relay is named", f"--relay HOST:PORT, {ENV_PREFIX}RELAY, or address in [relay]")
+    settings = {name: one.value for name, one in found.items()}
+    owned = _interface(document, found.get("interface"))
+    if owned is not None:
+        settings["interface"] = owned.name
+        check_interface(owned, settings.get("proxy_port", marks.PROXY_PORT), document)
+    peers = _peers(document, owned)
+    return AgentConfig(owned=owned, peers=peers, **settings)
+
+
+def load_control(flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None) -> str | None:
+    """The control socket that `relayd status` was told of, by flag or variable; None: look for one.
+
+    Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
+    control = next(one for one in RELAY_SETTINGS if one.name == "control")
+    found = _find_all((control,), flags, environ, Document())
+    return found["control"].value if found else None
+
+
+def _document(path: str | Path | None, environ: Mapping[str, str]) -> Document:
+    chosen = environ.get(f"{ENV_PREFIX}CONFIG") or None if path is None else path
+    return Document() if chosen is None else read_document(chosen)
+
+
+def _keys_of(settings: Iterable[Setting], table: str) -> tuple[str, ...]:
+    return tuple(one.path[1] for one in settings if one.path[0] == table)
+
+
+def _check_keys(document: Document, path: KeyPath, known: Sequence[str], others: Mapping[str, str]) -> None:
+    """Raise ConfigError unless what is at `path` (if anything) is a table with `known` keys alone.
+
+    `others` are keys that belong elsewhere, each with a word about it.
+    """
+    table = _at(document, path)
+    if table is None:
+        return
+    if not isinstance(table, dict):
+        header = f"[{path[-1]}]" if isinstance(path[-1], str) else f"[[{path[-2]}]]"
+        hint = f"write {header} on a line of its own, and its keys below"
+        raise document.place(path).error(f"is {values.type_name(table)}, not a table", hint)
+    for key in table:
+        if key not in known:
+            hint = others.get(key) or values.suggestion(key, tuple(known))
+            raise document.place((*path, key)).error("unknown key", hint)
+
+
+def _at(document: Document, path: KeyPath) -> Any:
+    """The value at `path`, None when there is none (TOML has no null)."""
+    value: Any = document.data
+    for part in path:
+        if not isinstance(part, int) and part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def _find_all(
+    settings: Iterable[Setting], flags: Mapping[str, object], environ: Mapping[str, str], document: Document
+) -> dict[str, Found]:
+    """Those of `settings` that something gives, by name. Raises TypeError for a flag that none has."""
+    settings = tuple(settings)
+    if strangers := set(flags) - {one.word for one in settings}:
+        raise TypeError(f"no such flags: {', '.join(sorted(strangers))}")
+    found = {}
+    for setting in settings:
+        one = _find(setting, flags.get(setting.word), environ.get(setting.variable), document)
+        if one is not None:
+            found[setting.name] = one
+    return found
+
+
+def _find(setting: Setting, flag: object, variable: str | None, document: Document) -> Found | None:
+    """The setting's value from the first that has it. An empty variable is one that is not set.
+
+    What the file has is read also when it doesn't count: it is wrong today, not on the day without the flag.
+    """
+    in_file = None
+    if _at(document, setting.path) is not None:
+        value = _read_at(document, setting.path, setting.read)
+        value = str(document.directory / value) if isinstance(value, Path) else value
+        in_file = Found(value, document.place(setting.path))
+    if flag is not None and flag != [] and flag != ():
+        place, raw = Place(setting.flag), _from_flag(flag)
+    elif variable:
+        place, raw = Place(setting.variable), variable
+    else:
+        return in_file
+    try:
+        value = setting.read(_as_number(raw, setting.number))
+    except WrongError as wrong:
+        raise place.error(wrong.problem, wrong.hint) from wrong
+    return Found(str(value) if isinstance(value, Path) else value, place)
+
+
+def _as_number(raw: object, number: type[int] | type[float] | None) -> object:
+    """A text as the number that it stands for; what is no text, or is to stay one, as it is."""
+    if number is None or not isinstance(raw, str):
+        return raw
+    try:
+        return number(raw)
+    except ValueError:
+        raise WrongError(f"{raw!r} is not a {'whole ' * (number is int)}number") from None
+
+
+def _from_flag(flag: object) -> object:
+    """A flag given several times is one text with commas, as a variable is."""
+    if isinstance(flag, list | tuple):
+        return ",".join(map(str, flag))
+    return os.fspath(flag) if isinstance(flag, Path) else flag
+
+
+def _read_at(document: Document, path: KeyPath, read: Callable[[object], T]) -> T:
+    """The value at `path`, which is there, as `read` takes it. Raises ConfigError that points at it."""
+    try:
+        return read(_at(document, path))
+    except WrongError as wrong:
+        raise document.place((*path, *wrong.at)).error(wrong.problem, wrong.hint) from wrong
+
+
+def _read_keys(document: Document, path: KeyPath, keys: Mapping[str, tuple[Reader, str]]) -> dict[str, Any]:
+    """The values of the table at `path` by name: those that are there, and all that must be."""
+    _check_keys(document, path, tuple(keys), {})
+    result = {}
+    for name, (read, example) in keys.items():
+        if _at(document, (*path, name)) is not None:
+            result[name] = _read_at(document, (*path, name), read)
+        elif example:
+            raise document.place(path, missing=name).error("missing", example)
+    return result
+
+
+def _interface(document: Document, named: Found | None) -> InterfaceConfig | None:
+    """The [interface] that the file describes. `named` is the name that flag, variable or [agent] gives."""
+    path: KeyPath = ("interface",)
+    if _at(document, path) is None:
+        return None
+    settings = _read_keys(document, path, _INTERFACE_KEYS)
+    if _at(document, ("agent", "interface")) is not None:
+        hint = "[interface] name says it; without [interface], this names one that exists"
+        raise document.place(("agent", "interface")).error("the file describes an interface of its own", hint)
+    if named is not None and settings.setdefault("name", named.value) != named.value:
+        place = document.place(("interface", "name"))
+        raise named.place.error(
+            f"{named.value!r} is another interface than {settings['name']!r} in {place.source}:{place.line}",
+            "leave one of the two names out",
+        )
+    key_file = document.directory / settings["private_key_file"]
+    place = document.place((*path, "private_key_file"))
+    settings["private_key_file"] = key_file
+    try:
+        return InterfaceConfig(private_key=read_private_key(key_file), **settings)
+    except WrongError as wrong:
+        raise place.error(wrong.problem, wrong.hint) from wrong
+
+
+def _peers(document: Document, owned: InterfaceConfig | None) -> tuple[PeerConfig, ...]:
+    tables = _at(document, ("peer",))
+    if tables is None:
+        return ()
+    if not isinstance(tables, list):
+        raise document.place(("peer",)).error(
+            f"is {values.type_name(tables)}, not an array of tables", "write [[peer]], once for each peer"
+        )
+    peers = tuple(
+        PeerConfig(**_read_keys(document, ("peer", index), _PEER_KEYS)) for index in range(len(tables))
+    )
+    if owned is None and peers:
+        raise document.place(("peer", 0)).error(
+            "there is no [interface] for it", "add [interface]; an interface that exists has peers of its own"
+        )
+    if owned is not None:
+        check_peers(peers, owned, document)
+    return peers

@@ -1,0 +1,119 @@
+"""What a relay and an agent are told: frozen values, checked when they were read, with every default."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from relayd import marks
+from relayd.endpoints import Endpoint
+from relayd.keys import PrivateKey, PublicKey
+
+LogMode = Literal["auto", "console", "json"]
+"""`auto`: for people when standard error is a terminal, JSON otherwise."""
+
+RUN_DIR = "/run/relayd"
+STATE_DIR = "/var/lib/wirekube"
+RELAY_CONTROL = f"{RUN_DIR}/relay.sock"
+
+QUEUE_BYTES = 1 << 20
+"""A receiver that falls behind loses its oldest frames past this many bytes, relay and agent alike."""
+
+QUEUE_AGE_MS = 500
+"""And those that waited longer: the flows inside recover sooner from a gap than from stale packets."""
+
+
+class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that `relayd serve` is told. Durations end in their unit, sizes are bytes."""
+
+    listen: tuple[str, ...] = (f"0.0.0.0:{marks.RELAY_PORT}", f"[::]:{marks.RELAY_PORT}")
+    """Addresses to accept on, `Endpoint.parse` takes each; port 0 means any free one."""
+
+    control: str = RELAY_CONTROL
+    """Unix socket that `relayd status` asks."""
+
+    log: LogMode = "auto"
+    queue_bytes: int = QUEUE_BYTES
+    queue_age_ms: int = QUEUE_AGE_MS
+    silence_s: float = 75.0
+    """A connection that sent nothing for this long is closed: three keepalives (PROTOCOL.md, part 1)."""
+
+    register_timeout_s: float = 10.0
+    """From accept to Register."""
+
+    max_unregistered: int = 1024
+    """Connections that may be between accept and Register at one time."""
+
+    max_unregistered_per_address: int = 64
+    """As many from one address."""
+
+    round_bytes: int = 256 << 10
+    """At most this much is read from one connection before the others have their turn."""
+
+
+class InterfaceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A WireGuard interface that the agent makes and keeps as the file says."""
+
+    name: str = marks.DEFAULT_INTERFACE
+    private_key_file: Path
+    private_key: PrivateKey
+    """What that file held when the configuration was read. Its repr hides the key."""
+
+    listen_port: int = marks.DEFAULT_LISTEN_PORT
+    address: tuple[IPv4Interface | IPv6Interface, ...]
+    mtu: int = marks.DEFAULT_MTU
+
+
+class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One peer of that interface."""
+
+    public_key: PublicKey
+    allowed_ips: tuple[IPv4Network | IPv6Network, ...]
+    endpoint: Endpoint | None = None
+    """Where it can be reached directly; None: nobody knows, it starts on the relay."""
+
+    persistent_keepalive: int = 0
+    """Seconds; 0: off, as `wg` has it."""
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that `relayd agent` is told. Durations end in their unit, sizes are bytes."""
+
+    relay: str
+    """HOST:PORT; HOST is a name or an address, IPv6 in brackets."""
+
+    interface: str = marks.DEFAULT_INTERFACE
+    owned: InterfaceConfig | None = None
+    """How to make the interface; None: it exists, and is used as it is."""
+
+    peers: tuple[PeerConfig, ...] = ()
+    """Empty unless `owned`: an interface that exists has its own."""
+
+    control: str = ""
+    """Unix socket that `relayd status` asks; "": `control_path` says which."""
+
+    state_dir: str = STATE_DIR
+    proxy_port: int = marks.PROXY_PORT
+    log: LogMode = "auto"
+    queue_bytes: int = QUEUE_BYTES
+    queue_age_ms: int = QUEUE_AGE_MS
+    keepalive_s: float = 25.0
+    """A relay that hears nothing for 75 s closes (PROTOCOL.md, part 1)."""
+
+    echo_s: float = 10.0
+    """Between two frames to our own key, the sign that the relay lives; two unanswered: it doesn't."""
+
+    dial_timeout_s: float = 10.0
+    fresh_handshake_s: float = marks.HANDSHAKE_FRESH_S
+    """A peer whose last handshake is older has no session, and goes to the relay."""
+
+    reconcile_s: float = 1.0
+    """Between two looks at the interface. A peer that went silent waits this much longer, no more."""
+
+    @property
+    def control_path(self) -> str:
+        """Where the control socket is: one per interface, so that two agents on a host don't collide."""
+        return self.control or f"{RUN_DIR}/agent-{self.interface}.sock"

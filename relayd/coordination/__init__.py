@@ -1,0 +1,1 @@
+"""Where the agent learns of interface, peers and relay: a file, an existing interface, a cluster."""

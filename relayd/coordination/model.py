@@ -1,0 +1,68 @@
+"""What a source says of the mesh, as seen from this node: one immutable snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from typing import Self
+
+from relayd.endpoints import Endpoint, split_host_port
+from relayd.keys import PrivateKey, PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAddress:
+    """Where a relay listens: `host` is a DNS name or an address, to be looked up at each dial."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`relay.example.net:3478` or `[2001:db8::1]:3478`. Raises ValueError saying what is wrong."""
+        return cls(*split_host_port(text))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedInterface:
+    """An interface that is ours to make, and to keep like this."""
+
+    name: str
+    private_key: PrivateKey
+    listen_port: int
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedInterface:
+    """An interface that somebody else made: its key, port, peers and allowed IPs are not ours to change."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPeer:
+    """A node that this one talks to."""
+
+    key: PublicKey
+    allowed_ips: tuple[IPv4Network | IPv6Network, ...]
+    endpoint: Endpoint | None = None
+    """A direct address worth trying first. What a live session knows better is never overwritten by it."""
+
+    keepalive_s: int = 0
+    """WireGuard's persistent keepalive; 0: off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """All of it at one moment. Two that are equal ask for the same state of the host."""
+
+    interface: OwnedInterface | AdoptedInterface
+    peers: tuple[MeshPeer, ...]
+    """For an adopted interface: empty, its peers are read from the interface itself."""
+
+    relay: RelayAddress

@@ -1,0 +1,63 @@
+"""The mesh as a configuration file describes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from relayd.config import AgentConfig, load_agent
+from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, OwnedInterface, RelayAddress
+from relayd.coordination.source import Source
+from relayd.coordination.static_file import StaticFile
+from tests.helpers.config_files import AGENT, KEY_A, OWN, with_private_key, write
+
+
+async def test_the_snapshot_is_what_the_file_says(tmp_path: Path) -> None:
+    config = load_agent(write(with_private_key(tmp_path), AGENT), {}, environ={})
+    source: Source = StaticFile(config)
+    mesh = await source.snapshot()
+    assert config.owned is not None
+    assert mesh.interface == OwnedInterface(
+        name="wg0", private_key=OWN, listen_port=51821, addresses=config.owned.address, mtu=1380
+    )
+    assert mesh.relay == RelayAddress("relay.example.net", 3478)
+    assert mesh.peers[0] == MeshPeer(
+        key=KEY_A,
+        allowed_ips=config.peers[0].allowed_ips,
+        endpoint=config.peers[0].endpoint,
+        keepalive_s=25,
+    )
+    assert mesh.peers[1].endpoint is None
+    assert OWN.to_base64() not in repr(mesh)
+    assert repr(OWN.raw) not in repr(mesh)
+
+
+async def test_an_interface_that_exists_is_adopted_by_name() -> None:
+    source = StaticFile(AgentConfig(relay="[2001:db8::1]:3478", interface="wg7"))
+    expected = Mesh(interface=AdoptedInterface("wg7"), peers=(), relay=RelayAddress("2001:db8::1", 3478))
+    assert await source.snapshot() == expected
+
+
+async def test_a_file_never_changes(mock_clock: MockClock) -> None:
+    mock_clock.autojump_threshold = 0
+    source = StaticFile(AgentConfig(relay="192.0.2.1:3478"))
+    seen = await source.snapshot()
+    with trio.move_on_after(1_000_000) as scope:
+        await source.changed(seen)
+    assert scope.cancelled_caught
+
+
+async def test_who_saw_something_else_is_told_at_once() -> None:
+    source = StaticFile(AgentConfig(relay="192.0.2.1:3478"))
+    current = await source.snapshot()
+    with trio.fail_after(1):
+        assert await source.changed(replace(current, relay=RelayAddress("192.0.2.2", 1))) == current
+
+
+@pytest.mark.parametrize("text", ["relay.example.net:3478", "192.0.2.1:1", "[2001:db8::1]:65535"])
+def test_a_relays_address_is_written_as_it_was_read(text: str) -> None:
+    assert str(RelayAddress.parse(text)) == text
