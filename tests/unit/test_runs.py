@@ -40,7 +40,7 @@ def rewritten(frame: Frame) -> Frame:
     return (kind, SENDER + body[32:]) if kind in KEYED and len(body) >= 32 else frame
 
 
-def unrolled(buffer: bytes, runs: list[Run]) -> list[Frame]:
+def unrolled(buffer: bytes | bytearray, runs: list[Run]) -> list[Frame]:
     """The frames of all runs, one by one, as they stand in `buffer`."""
     return [
         (buffer[at + 4], bytes(buffer[at + 5 : at + size]))
