@@ -1,0 +1,1 @@
+"""`relayd serve`: takes frames from one agent and hands them to another."""

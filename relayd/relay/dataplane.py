@@ -1,0 +1,316 @@
+"""The registered connections: bytes in, runs through the switch, bytes out.
+
+    poller event -> Connection.on_event -> recv_into the arena -> wire.runs.scan -> Switch.forward
+    end of batch -> DataPlane.flush -> one sendmsg a destination -> what it didn't take: its Outbox
+
+The arena is one buffer for all connections. Each read of a batch gets the next piece of it, and the
+slices that the switch gathers point into it, so it is reused only after a flush.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from relayd.endpoints import Endpoint
+from relayd.errors import RemoteProtocolError
+from relayd.keys import PublicKey
+from relayd.netio.outbox import Outbox
+from relayd.netio.poller import Poller
+from relayd.relay.switch import Port, Switch
+from relayd.wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_LENGTH
+from relayd.wire.runs import Run, scan
+
+ARENA_BYTES = 512 << 10
+"""Room for all reads between two flushes. More would fall out of a core's second-level cache."""
+
+LARGEST_PARTIAL = MAX_LENGTH + LENGTH_BYTES - 1
+"""The most of a frame that can be waiting for its last byte."""
+
+IOV_MAX = 1024
+"""Most pieces that one sendmsg takes (limits.h)."""
+
+NOTSENT_LOWAT_BYTES = 128 << 10
+"""Unsent bytes that the kernel holds for one connection: the rest waits where it can be dropped."""
+
+USER_TIMEOUT_MS = 15_000
+"""Bytes that stay unacknowledged for this long mean that the other side is gone (tcp(7))."""
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLIN | select.EPOLLOUT
+
+BROKEN = "protocol error"
+"""A reason for closing begins with this when the agent should be told."""
+
+OnControl = Callable[["Connection", int, memoryview], None]
+OnClosed = Callable[["Connection", str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much one connection may take up."""
+
+    round_bytes: int
+    """Most that is read from one connection before the others have their turn."""
+    queue_bytes: int
+    queue_age_s: float
+
+
+class Connection(Port):
+    """One registered TCP connection. The data plane owns its socket from `DataPlane.adopt` on."""
+
+    __slots__ = (
+        "_partial",
+        "_plane",
+        "bytes_in",
+        "bytes_out",
+        "endpoint",
+        "heard_at",
+        "outbox",
+        "probe_token",
+        "since",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        sock: socket.socket,
+        key: PublicKey,
+        endpoint: Endpoint,
+        now: float,
+    ) -> None:
+        super().__init__(key)
+        self._plane = plane
+        self.sock = sock
+        self.endpoint = endpoint
+        """The other end, as accept() gave it."""
+        self._partial = b""
+        self.outbox: Outbox | None = None
+        """Made when the socket first refuses something: most connections never need one."""
+        self.since = self.heard_at = now
+        self.bytes_in = self.bytes_out = 0
+        self.probe_token = b""
+        """The token of the RelayProbe that it was sent last."""
+
+    def on_event(self, mask: int) -> None:
+        """The poller's handler: read once, switch the whole frames, keep the rest of the last one.
+
+        This is the hot path of a paced flow, one frame a call. It is written out in one function, since
+        every call of another one costs a frame some 2 % more.
+        """
+        plane = self._plane
+        if mask != select.EPOLLIN:
+            if mask & select.EPOLLOUT:
+                plane.drain(self)
+            if not mask & ~select.EPOLLOUT or self not in plane.connections:
+                return
+        partial = self._partial
+        start = plane.fill
+        if start + plane.room_bytes > ARENA_BYTES:
+            plane.flush()
+            start = 0
+        arena, view = plane.arena, plane.view
+        stop = start
+        if partial:
+            stop += len(partial)
+            arena[start:stop] = partial
+        try:
+            count = self.sock.recv_into(view[stop : stop + plane.round_bytes])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            plane.close(self, f"read: {error.strerror}")
+            return
+        if not count:
+            plane.close(self, "closed by the agent")
+            return
+        self.heard_at = plane.poller.now
+        self.bytes_in += count
+        stop += count
+        runs: list[Run] = []
+        try:
+            rest = scan(arena, start, stop, self.key.raw, runs)
+        except RemoteProtocolError as error:
+            plane.switch.forward(self, view, runs, self.on_control)
+            plane.fill = stop
+            plane.close(self, f"{BROKEN}: {error}")
+            return
+        if rest != stop:
+            self._partial = bytes(view[rest:stop])
+        elif partial:
+            self._partial = b""
+        if runs:
+            plane.fill = stop
+            plane.switch.forward(self, view, runs, self.on_control)
+
+    def on_control(self, kind: int, frame: memoryview) -> None:
+        """A frame without a key: the relay's own business."""
+        self._plane.on_control(self, kind, frame[HEADER_BYTES:])
+
+
+class DataPlane:
+    """All registered connections, their switch and their arena. Owned by the task that runs the poller."""
+
+    def __init__(self, poller: Poller, bounds: Bounds, *, on_control: OnControl, on_closed: OnClosed) -> None:
+        """`on_control(connection, kind, body)` gets frames without a key. `on_closed(connection, reason)` is
+        called once for each connection, after it was taken out; its socket is then still open, and the
+        caller's to close.
+
+        Raises ValueError when a round of `bounds` doesn't fit the arena."""
+        if bounds.round_bytes + LARGEST_PARTIAL > ARENA_BYTES:
+            raise ValueError(f"round_bytes above {ARENA_BYTES - LARGEST_PARTIAL}: {bounds.round_bytes}")
+        self.poller = poller
+        self._bounds = bounds
+        self.round_bytes = bounds.round_bytes
+        self.room_bytes = bounds.round_bytes + LARGEST_PARTIAL
+        """What one read may need of the arena."""
+        self.on_control = on_control
+        self._on_closed = on_closed
+        self.switch: Switch[Connection] = Switch()
+        self.connections: set[Connection] = set()
+        self.backlogged: set[Connection] = set()
+        """Those whose outbox holds something."""
+        self.totals: Counter[str] = Counter()
+        """What connections that are gone have counted."""
+        self.arena = bytearray(ARENA_BYTES)
+        self.view = memoryview(self.arena)
+        self.fill = 0
+        """The arena up to here is referred to until the next flush."""
+        poller.after_batch.append(self.flush)
+
+    def adopt(self, sock: socket.socket, key: PublicKey, endpoint: Endpoint) -> Connection:
+        """A registered connection whose key the caller has claimed or is about to: nothing is read yet."""
+        set_options(sock)
+        return Connection(self, sock, key, endpoint, time.monotonic())
+
+    def start(self, connection: Connection) -> None:
+        """Serve a connection that holds its key in `switch`."""
+        self.connections.add(connection)
+        self.poller.add(connection.sock.fileno(), connection.on_event)
+
+    def flush_now(self) -> None:
+        """`flush` from outside a batch of the poller, whose clock stands still there."""
+        self.poller.refresh()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what this batch has gathered, one sendmsg a destination."""
+        self.fill = 0
+        touched = self.switch.touched
+        if not touched:
+            return
+        now = self.poller.now
+        self.switch.touched = []
+        for connection in touched:
+            pending = connection.pending
+            if not pending:  # closed since it was touched
+                continue
+            connection.pending = []
+            if connection.outbox:
+                for run in pending:
+                    connection.outbox.put(run, now)
+                continue
+            try:
+                if len(pending) == 1:
+                    total = len(pending[0])
+                    sent = connection.sock.send(pending[0])
+                else:
+                    total = sum(map(len, pending))
+                    sent = connection.sock.sendmsg(pending[:IOV_MAX])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self.close(connection, f"write: {error.strerror}")
+                continue
+            connection.bytes_out += sent
+            if sent < total:
+                self._keep(connection, pending, sent, now)
+
+    def _keep(self, connection: Connection, pending: list[memoryview], sent: int, now: float) -> None:
+        if connection.outbox is None:
+            connection.outbox = Outbox(max_bytes=self._bounds.queue_bytes, max_age_s=self._bounds.queue_age_s)
+        connection.outbox.keep(pending, sent, now)
+        self.poller.modify(connection.sock.fileno(), WRITABLE)
+        self.backlogged.add(connection)
+
+    def drain(self, connection: Connection) -> None:
+        """The socket takes bytes again: send what waits in its outbox."""
+        outbox = connection.outbox
+        if outbox is None:
+            return
+        pieces = outbox.chunks(self.poller.now)
+        if pieces:
+            try:
+                sent = connection.sock.sendmsg(pieces)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.close(connection, f"write: {error.strerror}")
+                return
+            connection.bytes_out += sent
+            outbox.sent(sent)
+        if not outbox:
+            self.poller.modify(connection.sock.fileno(), READABLE)
+            self.backlogged.discard(connection)
+
+    def expire(self) -> None:
+        """Drop what has waited too long for readers that don't read. To be called now and then."""
+        now = time.monotonic()
+        for connection in self.backlogged:
+            assert connection.outbox is not None
+            connection.outbox.expire(now)
+
+    def send_frame(self, connection: Connection, frame: bytes) -> None:
+        """A frame of the relay's own, in its place behind what already waits."""
+        if not connection.pending:
+            self.switch.touched.append(connection)
+        connection.pending.append(memoryview(frame))
+        connection.frames_out += 1
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Take a connection out: key, poller, queue. Its socket is `on_closed`'s. Once is enough."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        self.switch.leave(connection)
+        self.poller.remove(connection.sock.fileno())
+        self.backlogged.discard(connection)
+        self.totals.update(counts(connection))
+        connection.pending = []
+        self._on_closed(connection, reason)
+
+    def count(self) -> Counter[str]:
+        """Totals of all connections, those that are gone included."""
+        total = Counter(self.totals)
+        for connection in self.connections:
+            total.update(counts(connection))
+        return total
+
+
+def counts(connection: Connection) -> dict[str, int]:
+    """What one connection has counted, by the names of `relayd status --json`."""
+    outbox = connection.outbox
+    return {
+        "frames_in": connection.frames_in,
+        "frames_out": connection.frames_out,
+        "bytes_in": connection.bytes_in,
+        "bytes_out": connection.bytes_out,
+        "unknown_frames": connection.unknown_frames,
+        "dropped_absent": connection.dropped_absent,
+        "dropped_short": connection.dropped_short,
+        "dropped_full": outbox.dropped_full if outbox is not None else 0,
+        "dropped_old": outbox.dropped_old if outbox is not None else 0,
+    }
+
+
+def set_options(sock: socket.socket) -> None:
+    """What every relayed connection needs of TCP."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
