@@ -22,8 +22,8 @@ from relayd.keys import PublicKey
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.relay.switch import Port, Switch
-from relayd.wire.frames import HEADER_BYTES, LENGTH_BYTES, MAX_LENGTH
-from relayd.wire.runs import Run, scan
+from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES, MAX_LENGTH
+from relayd.wire.runs import KEYED, Run, scan
 
 ARENA_BYTES = 512 << 10
 """Room for all reads between two flushes. More would fall out of a core's second-level cache."""
@@ -66,6 +66,7 @@ class Connection(Port):
     __slots__ = (
         "_partial",
         "_plane",
+        "_raw_key",
         "bytes_in",
         "bytes_out",
         "endpoint",
@@ -86,6 +87,7 @@ class Connection(Port):
     ) -> None:
         super().__init__(key)
         self._plane = plane
+        self._raw_key = key.raw
         self.sock = sock
         self.endpoint = endpoint
         """The other end, as accept() gave it."""
@@ -131,10 +133,19 @@ class Connection(Port):
             return
         self.heard_at = plane.poller.now
         self.bytes_in += count
+        if not partial and count >= KEYED_BYTES:
+            # One whole Data frame is what a read gives as a rule, when nothing is in a hurry.
+            length, kind, key = KEYED.unpack_from(arena, start)
+            if length + LENGTH_BYTES == count and kind == DATA:
+                stop += count
+                arena[start + HEADER_BYTES : start + KEYED_BYTES] = self._raw_key
+                plane.fill = stop
+                plane.switch.forward_one(self, key, view[start:stop])
+                return
         stop += count
         runs: list[Run] = []
         try:
-            rest = scan(arena, start, stop, self.key.raw, runs)
+            rest = scan(arena, start, stop, self._raw_key, runs)
         except RemoteProtocolError as error:
             plane.switch.forward(self, view, runs, self.on_control)
             plane.fill = stop

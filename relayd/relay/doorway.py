@@ -107,9 +107,7 @@ class Doorway:
                     sock.setblocking(False)
                     self.accepted += 1
                     endpoint = Endpoint.of_socket(address)
-                    scope = trio.CancelScope(
-                        deadline=trio.current_time() + self._limits.register_timeout_s
-                    )
+                    scope = trio.CancelScope(deadline=trio.current_time() + self._limits.register_timeout_s)
                     self._wait(scope, str(endpoint.address))
                     self._nursery.start_soon(self._enter, sock, endpoint, scope, name=f"doorway {endpoint}")
             except (BlockingIOError, ConnectionAbortedError):

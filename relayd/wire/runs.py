@@ -25,7 +25,8 @@ types and for a Data frame that is too short to have one. A run without a key is
 four times as long to make.)
 """
 
-_KEYED = Struct(f">IB{KEY_BYTES}s")
+KEYED = Struct(f">IB{KEY_BYTES}s")
+"""Length, type and key of a frame that has one."""
 
 TRY_COLUMNS_AFTER = 32
 """Frames that must have matched one by one before whole columns are tried."""
@@ -60,7 +61,7 @@ def scan(buffer: bytearray, start: int, stop: int, replacement: bytes | None, ru
     them. Raises RemoteProtocolError at a length of 0 or above MAX_LENGTH; `runs` then holds what came
     before it.
     """
-    unpack = _KEYED.unpack_from
+    unpack = KEYED.unpack_from
     position = start
     while stop - position >= KEYED_BYTES:
         head = unpack(buffer, position)

@@ -12,7 +12,7 @@ import trio.testing
 
 from relayd.netio.poller import Poller
 
-SOON_S = 5.0
+SOON_S = 20.0
 
 
 @asynccontextmanager

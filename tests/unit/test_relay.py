@@ -21,7 +21,7 @@ from relayd.relay.server import serve
 from relayd.wire import frames
 
 A, B, C = (PublicKey(bytes([number]) * 32) for number in (10, 11, 12))
-SOON_S = 5.0
+SOON_S = 20.0
 """Bound of each wait for something that happens at once on an idle machine."""
 
 
