@@ -1,0 +1,1 @@
+"""The host: WireGuard interfaces, and (later) what relayd adds to routing and firewall."""

@@ -1,0 +1,168 @@
+"""Network interfaces of this host: what kind one is, and making a WireGuard one with its addresses."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from relayd.kernel import hints, rtnl
+
+Address = IPv4Interface | IPv6Interface
+
+_IFF_UP = 1  # linux/if.h
+_SCOPE_LINK = 253  # linux/rtnetlink.h, RT_SCOPE_LINK
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface as the kernel lists it. `kind` is "wireguard", "tun", "veth", or "" for a plain device."""
+
+    name: str
+    index: int
+    kind: str
+    mtu: int
+    is_up: bool
+
+
+async def find(name: str) -> Link | None:
+    """The interface called `name`, None if there is none. Needs no capability. Raises HostError."""
+
+    async def look() -> Link | None:
+        async with AsyncIPRoute() as kernel:
+            return await _find(kernel, name)
+
+    return await rtnl.call(f"look for {name}", look)
+
+
+async def all_links() -> list[Link]:
+    """Every interface, by name. Needs no capability. Raises HostError."""
+
+    async def look() -> list[Link]:
+        async with AsyncIPRoute() as kernel:
+            links = [_link(message) async for message in await kernel.link("dump")]
+        return sorted(links, key=lambda link: link.name)
+
+    return await rtnl.call("list interfaces", look)
+
+
+async def make_wireguard(name: str) -> None:
+    """Make a WireGuard interface in the kernel, down and without a key. Raises HostError."""
+
+    async def make() -> None:
+        async with AsyncIPRoute() as kernel:
+            try:
+                await kernel.link("add", ifname=name, kind="wireguard")
+            except NetlinkError as error:
+                if error.code == errno.EOPNOTSUPP:
+                    raise hints.no_wireguard(name) from error
+                raise
+
+    await rtnl.call(f"make {name}", make)
+
+
+async def remove(name: str) -> None:
+    """Remove the interface `name`, if it is there. Raises HostError."""
+
+    async def go() -> None:
+        async with AsyncIPRoute() as kernel:
+            link = await _find(kernel, name)
+            if link is not None:
+                await kernel.link("del", index=link.index)
+
+    await rtnl.call(f"remove {name}", go)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressChange:
+    """What `bring_up` changed about an interface's addresses."""
+
+    added: tuple[Address, ...]
+    removed: tuple[Address, ...]
+
+
+async def bring_up(name: str, *, mtu: int, addresses: Sequence[Address]) -> AddressChange:
+    """Give `name` this MTU and exactly these addresses, and set it up. What is right is not written again.
+
+    No addresses: those that it has stay, whoever gave them. IPv6 link-local ones always stay: the kernel
+    makes them. Raises HostError.
+    """
+
+    async def change() -> AddressChange:
+        async with AsyncIPRoute() as kernel:
+            link = await _find(kernel, name)
+            if link is None:
+                raise hints.no_interface(name, [])
+            if link.mtu != mtu:
+                await kernel.link("set", index=link.index, mtu=mtu)
+            before = await _addresses(kernel, link.index)
+            removed = tuple(address for address in before if addresses and address not in addresses)
+            # The old go first: of two in one network the kernel would go on using the older as source.
+            for address in removed:
+                await _address(kernel, "del", link.index, address)
+            # Read again: an IPv4 address may have taken others of its network along (see _address).
+            left = await _addresses(kernel, link.index) if removed else before
+            added = tuple(address for address in addresses if address not in left)
+            for address in added:
+                await _address(kernel, "add", link.index, address)
+            if not link.is_up:
+                await _up(kernel, link)
+            return AddressChange(added, removed)
+
+    return await rtnl.call(f"set up {name}", change)
+
+
+async def _up(kernel: Any, link: Link) -> None:
+    try:
+        await kernel.link("set", index=link.index, state="up")
+    except NetlinkError as error:
+        if error.code == errno.EADDRINUSE:  # the kernel opens WireGuard's sockets here
+            raise hints.port_taken_at_up(link.name) from error
+        raise
+
+
+async def _find(kernel: Any, name: str) -> Link | None:
+    try:
+        messages = await kernel.link("get", ifname=name)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+    return _link(messages[0]) if messages else None
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=(info.get_attr("IFLA_INFO_KIND") if info is not None else None) or "",
+        mtu=message.get_attr("IFLA_MTU"),
+        is_up=bool(message["flags"] & _IFF_UP),
+    )
+
+
+async def _addresses(kernel: Any, index: int) -> list[Address]:
+    found = []
+    async for message in await kernel.addr("dump", match={"index": index}):
+        if message["family"] == socket.AF_INET6 and message["scope"] == _SCOPE_LINK:
+            continue
+        # IFA_LOCAL is one's own address; IFA_ADDRESS is the other end's on a point-to-point link.
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        found.append(ip_interface(f"{text}/{message['prefixlen']}"))
+    return found
+
+
+async def _address(kernel: Any, verb: str, index: int, address: Address) -> None:
+    try:
+        await kernel.addr(verb, index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+    except NetlinkError as error:
+        # With a primary IPv4 address the kernel removes its secondaries, unless promote_secondaries is on.
+        if not (verb == "del" and error.code == errno.EADDRNOTAVAIL):
+            raise

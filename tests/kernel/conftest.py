@@ -1,0 +1,22 @@
+"""The kernel tier runs inside the virtual machine only; elsewhere its tests are not collected.
+
+python -m tests.kernel.vm -- python -m pytest tests/kernel -q
+"""
+
+from __future__ import annotations
+
+import os
+
+from tests.kernel.vm import INSIDE
+
+inside = os.environ.get(INSIDE) == "1"
+
+# These tests make interfaces by fixed names in the network namespace they run in: that must not be a host's.
+collect_ignore_glob = [] if inside else ["test_*.py"]
+
+
+def pytest_report_header() -> str:
+    """Said wherever this directory is asked for."""
+    if inside:
+        return f"kernel tier: {os.uname().release}"
+    return "kernel tier: not here, run python -m tests.kernel.vm -- python -m pytest tests/kernel"
