@@ -1,0 +1,38 @@
+"""What `relayd status` gets from an agent about a peer, and about frames that were lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from relayd.agent.reconcile import Path, PeerPath
+from relayd.agent.wg_proxy import RelayedPeer
+
+
+def peer_status(
+    path: PeerPath, relayed: RelayedPeer | None, *, relay_connected: bool, now: float
+) -> dict[str, object]:
+    """One peer. Its path is "none" when it is on the relay and there is no relay. `now`: as in the plan."""
+    peer = path.peer
+    endpoint = path.set_endpoint or peer.endpoint
+    no_way = path.path is Path.RELAY and not relay_connected
+    return {
+        "key": str(peer.key),
+        "path": "none" if no_way else path.path.value,
+        "reason": path.reason,
+        "endpoint": None if endpoint is None else str(endpoint),
+        "loopback": None if relayed is None else str(relayed.address),
+        "handshake_age_s": None if path.handshake_at is None else round(now - path.handshake_at, 3),
+        "rx_bytes": peer.rx_bytes,
+        "tx_bytes": peer.tx_bytes,
+        "relay_rx_frames": 0 if relayed is None else relayed.rx_frames,
+        "relay_tx_frames": 0 if relayed is None else relayed.tx_frames,
+    }
+
+
+def merge_drops(*parts: Mapping[str, int]) -> dict[str, int]:
+    """Frames lost, by reason, summed over all the places that lose some."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return {reason: count for reason, count in sorted(total.items()) if count}

@@ -1,0 +1,158 @@
+"""Follows a WireGuard interface: reads it every second or so, and does what `reconcile.plan` says.
+
+It writes endpoints and nothing else, and none that is right already. It undoes nothing when it ends: the
+kernel goes on with what it has. An interface that goes away is waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import IPv4Address
+from typing import Protocol
+
+import trio
+
+from relayd.agent.reconcile import Path, PeerPath, Surroundings, plan
+from relayd.errors import HostError
+from relayd.kernel.wireguard import Interface, WireGuard
+from relayd.keys import PublicKey
+from relayd.observe import log
+
+REPEAT_S = 60.0
+"""Between two log lines about one peer's endpoint that can't be set for one and the same reason."""
+
+
+class Proxy(Protocol):
+    """What the reconciler tells the proxy (`wg_proxy.WgProxy`)."""
+
+    def set_peers(self, peers: Mapping[PublicKey, IPv4Address]) -> None:
+        """All peers, each with its loopback address."""
+
+    def set_wireguard_port(self, port: int) -> None:
+        """The UDP port that WireGuard listens on."""
+
+
+class Link(Protocol):
+    """What it asks and tells the link (`relay_link.RelayLink`)."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames reach a relay."""
+
+    def register_as(self, key: PublicKey) -> None:
+        """The interface has this key now."""
+
+
+class Reconciler:
+    """One interface, its peers and their paths."""
+
+    def __init__(
+        self,
+        interface: Interface,
+        wireguard: WireGuard,
+        *,
+        reopen: Callable[[], Awaitable[WireGuard]],
+        proxy: Proxy,
+        link: Link,
+        address_of: Callable[[PublicKey], IPv4Address],
+        proxy_port: int,
+        fresh_handshake_s: float,
+        every_s: float,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`interface` is what `wireguard` read last. `reopen` finds the interface again, under the same name,
+        after it went away: it may be the kernel's then and not a process's. `wireguard` is closed by `close`.
+        """
+        self._wireguard, self._reopen = wireguard, reopen
+        self._proxy, self._link, self._address_of = proxy, link, address_of
+        self._proxy_port, self._fresh_handshake_s, self._every_s = proxy_port, fresh_handshake_s, every_s
+        self._wall_clock = wall_clock
+        self._loopbacks: dict[PublicKey, IPv4Address] = {}
+        self._log = log.get(interface=interface.name)
+        self._refused = log.Throttle(
+            self._log, every_s=REPEAT_S, by=("peer", "error"), clock=trio.current_time
+        )
+        self.interface = interface
+        """As it was read last."""
+        self.problem = ""
+        """Why it can't be read now; empty: it can."""
+        self.paths: dict[PublicKey, PeerPath] = {}
+        self._follow(interface)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the peers' endpoints as planned, until cancelled. Ready when they are for the first time."""
+        await self._apply(self.interface)
+        task_status.started()
+        while True:
+            await trio.sleep(self._every_s)
+            await self.look()
+
+    async def look(self) -> None:
+        """Read the interface once and act on it. That it is away is said once, and again when it is back."""
+        try:
+            if self.problem:
+                await self._open_again()
+            interface = await self._wireguard.read()
+        except HostError as error:
+            if not self.problem:
+                self._log.warning("interface.lost", reason=str(error))
+            self.problem = str(error)
+            return
+        if self.problem:
+            self.problem = ""
+            self._log.info("interface.found")
+        self._follow(interface)
+        await self._apply(interface)
+
+    def close(self) -> None:
+        """Let go of the interface, which stays as it is."""
+        self._wireguard.close()
+
+    async def _open_again(self) -> None:
+        found = await self._reopen()
+        self._wireguard.close()
+        self._wireguard = found
+
+    def _follow(self, interface: Interface) -> None:
+        """Bring proxy and link in line with the interface, before any packet is sent their way."""
+        self.interface = interface
+        self._link.register_as(interface.public_key)
+        if interface.listen_port:  # 0: it is down, and will have one
+            self._proxy.set_wireguard_port(interface.listen_port)
+        loopbacks = {key: self._loopbacks.get(key) or self._address_of(key) for key in interface.peers}
+        if loopbacks != self._loopbacks:
+            self._proxy.set_peers(loopbacks)
+        self._loopbacks = loopbacks
+
+    async def _apply(self, interface: Interface) -> None:
+        around = Surroundings(
+            loopbacks=self._loopbacks,
+            proxy_port=self._proxy_port,
+            relay_connected=self._link.connected,
+            fresh_handshake_s=self._fresh_handshake_s,
+            now=trio.current_time(),
+            wall_now=self._wall_clock(),
+        )
+        before, self.paths = self.paths, plan(interface, self.paths, around)
+        for key in before.keys() - self.paths.keys():
+            self._log.info("peer.removed", peer=key)
+        for key, decided in list(self.paths.items()):
+            known = before.get(key)
+            if decided.set_endpoint is not None:
+                try:
+                    await self._wireguard.set_endpoint(key, decided.set_endpoint)
+                except HostError as error:  # the next look tries again, or finds peer or interface gone
+                    self._refused.warning("peer.endpoint_refused", peer=key, error=str(error))
+                    if known is None:
+                        del self.paths[key]
+                    else:
+                        self.paths[key] = known
+                    continue
+            if known is None or known.path is not decided.path:
+                self._say(key, decided)
+
+    def _say(self, key: PublicKey, decided: PeerPath) -> None:
+        endpoint = decided.set_endpoint or decided.peer.endpoint
+        event = "peer.relayed" if decided.path is Path.RELAY else "peer.direct"
+        self._log.info(event, peer=key, reason=decided.reason, endpoint=endpoint)

@@ -1,0 +1,200 @@
+"""One TCP connection to a relay, from Register to its first fault, driven by the poller's events.
+
+    poller event -> recv_into the shared buffer -> wire.runs.scan -> on_runs (Data) | on_control (the rest)
+    send -> one sendmsg -> what the socket didn't take: the outbox, and EPOLLOUT
+
+Nothing here waits: a relay that doesn't read fills the outbox, which drops its oldest frames.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+import trio
+
+from relayd.errors import RemoteProtocolError
+from relayd.netio.outbox import Outbox
+from relayd.netio.poller import Poller
+from relayd.wire.frames import DATA
+from relayd.wire.runs import Run, scan
+
+BUFFER_BYTES = 256 << 10
+"""One read's worth, shared by all connections of a process: it is used up before the handler returns."""
+
+IOV_MAX = 1024
+"""Most pieces that one sendmsg takes (limits.h)."""
+
+WRITABLE = select.EPOLLIN | select.EPOLLOUT
+
+OnRuns = Callable[[bytearray, list[Run], float], None]
+"""`on_runs(buffer, runs, now)`: Data frames of others, payloads in place, valid during the call; `now` is the
+poller's clock."""
+
+OnControl = Callable[[bytearray, Run], None]
+"""`on_control(buffer, run)`: all else: other types, Data too short for a key, Data from our own key."""
+
+
+class RelayConnection:
+    """A connected socket and what waits for it. The first fault ends it, whoever sees it first."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        sock: socket.socket,
+        *,
+        own_key: bytes,
+        hello: bytes,
+        outbox: Outbox,
+        buffer: bytearray,
+        on_runs: OnRuns,
+        on_control: OnControl,
+    ) -> None:
+        """Send `hello` (whole frames, Register first), then what waits in `outbox`, and listen.
+
+        `sock` is connected and non-blocking, and belongs to the connection now. `outbox` holds whole frames
+        that came while there was no connection, and is empty again when the connection ends. `buffer` has
+        BUFFER_BYTES.
+        """
+        self._poller, self._sock, self._own_key = poller, sock, own_key
+        self._outbox = outbox
+        self._buffer, self._view = buffer, memoryview(buffer)
+        self._on_runs, self._on_control = on_runs, on_control
+        self._partial = b""
+        self.bytes_in = self.bytes_out = 0
+        self.moved = 0
+        """Bytes that show a living relay: all that came in, and what the full socket took after a wait."""
+        self.lost_frames = 0
+        """Frames that this connection took and that its end lost."""
+        self.fault = ""
+        """Why it ended; empty: it hasn't. Nothing may be sent after that."""
+        self.ended = trio.Event()
+        poller.add(sock.fileno(), self._on_event)
+        self._say_hello(hello)
+
+    def send(self, runs: Sequence[bytes | memoryview], total: int) -> None:
+        """Send `runs` (each whole frames of one size), `total` bytes together, or queue what doesn't go.
+
+        The buffers are used during the call only. Never blocks, never raises for the network's sake.
+        """
+        outbox = self._outbox
+        if outbox or len(runs) > IOV_MAX:
+            self._queue(runs)
+            return
+        try:
+            sent = self._sock.sendmsg(runs)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lose(f"write: {error.strerror}", runs)
+            return
+        self.bytes_out += sent
+        if sent < total:
+            outbox.keep(runs, sent, self._poller.now)
+            self._poller.modify(self._sock.fileno(), WRITABLE)
+
+    def end(self, fault: str) -> None:
+        """Close the socket and say why. The first call counts, later ones change nothing."""
+        if self.ended.is_set():
+            return
+        self.fault = fault
+        self.lost_frames += self._outbox.clear()
+        self._poller.remove(self._sock.fileno())
+        self._sock.close()
+        self.ended.set()
+
+    def _on_event(self, mask: int) -> None:
+        if mask & select.EPOLLOUT and not self.ended.is_set():
+            self._drain()
+        if mask & ~select.EPOLLOUT and not self.ended.is_set():
+            self._read()
+
+    def _read(self) -> None:
+        """Read once; hand on the whole frames, keep the rest of the last one."""
+        buffer, view = self._buffer, self._view
+        held = len(self._partial)
+        if held:
+            buffer[:held] = self._partial
+        try:
+            count = self._sock.recv_into(view[held:])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.end(f"read: {error.strerror}")
+            return
+        if not count:
+            self.end("closed by the relay")
+            return
+        self.bytes_in += count
+        self.moved += count
+        stop = held + count
+        runs: list[Run] = []
+        broken = ""
+        try:
+            rest = scan(buffer, 0, stop, None, runs)
+        except RemoteProtocolError as error:
+            rest, broken = stop, str(error)
+        # Before anything is handed on: who gets a run may end this connection.
+        self._partial = bytes(view[rest:stop])
+        self._hand_on(runs)
+        if broken:
+            self.end(f"protocol error: {broken}")
+
+    def _hand_on(self, runs: list[Run]) -> None:
+        own_key = self._own_key
+        data = [run for run in runs if run[0] == DATA and run[1] and run[1] != own_key]
+        if data:
+            self._on_runs(self._buffer, data, self._poller.now)
+        if len(data) < len(runs):
+            for run in runs:
+                if run[0] != DATA or not run[1] or run[1] == own_key:
+                    self._on_control(self._buffer, run)
+
+    def _say_hello(self, hello: bytes) -> None:
+        try:
+            sent = self._sock.send(hello)
+        except OSError as error:
+            self.end(f"write: {error.strerror}")
+            return
+        self.bytes_out += sent
+        if sent < len(hello):
+            # A fresh socket takes some hundred bytes, always; if not, half a Register can't be mended.
+            self.end(f"write: {sent} of the first {len(hello)} bytes")
+        elif self._outbox:
+            self._poller.modify(self._sock.fileno(), WRITABLE)
+            self._drain()
+
+    def _drain(self) -> None:
+        """The socket takes bytes again: send what waits, as long as it isn't too old."""
+        outbox = self._outbox
+        pieces = outbox.chunks(time.monotonic())
+        if pieces:
+            try:
+                sent = self._sock.sendmsg(pieces)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.end(f"write: {error.strerror}")
+                return
+            self.bytes_out += sent
+            self.moved += sent
+            outbox.sent(sent)
+        if not outbox:
+            self._poller.modify(self._sock.fileno(), select.EPOLLIN)
+
+    def _queue(self, runs: Sequence[bytes | memoryview]) -> None:
+        now = self._poller.now
+        idle = not self._outbox
+        for run in runs:
+            self._outbox.put(run, now)
+        if idle:
+            self._poller.modify(self._sock.fileno(), WRITABLE)
+
+    def _lose(self, fault: str, runs: Sequence[bytes | memoryview]) -> None:
+        """A write failed: what it was to send is lost with the rest, and counted."""
+        now = self._poller.now
+        for run in runs:
+            self._outbox.put(run, now)
+        self.end(fault)
