@@ -64,7 +64,7 @@ class Poller:
         self._epoll.unregister(fd)
 
     def yield_when_readable(self, fd: int) -> None:
-        """Let trio run at once, and not in a while, whenever `fd` (which a trio task waits for) is readable."""
+        """Let trio run at once, and not in a while, whenever `fd`, which a trio task waits for, is readable."""
         self.add(fd, self.yield_soon)
 
     def yield_soon(self, _mask: int = 0) -> None:

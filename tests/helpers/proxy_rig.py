@@ -100,9 +100,7 @@ class Rig:
         found = []
         for kind, key, start, stop, size in runs:
             assert kind == DATA
-            found += [
-                (key, bytes(stream[at + KEYED_BYTES : at + size])) for at in range(start, stop, size)
-            ]
+            found += [(key, bytes(stream[at + KEYED_BYTES : at + size])) for at in range(start, stop, size)]
         return found
 
     def say(self, peer: int, payload: bytes) -> None:

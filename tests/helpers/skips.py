@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[_KEY] = _Skips()
     _current.append(config)
-    config.add_cleanup(_current.pop)
+    config.add_cleanup(lambda: _current.remove(config))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
