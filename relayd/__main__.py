@@ -1,0 +1,7 @@
+"""`python -m relayd`."""
+
+import sys
+
+from relayd.cli import main
+
+sys.exit(main())

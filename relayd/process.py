@@ -1,0 +1,77 @@
+"""A long-lived relayd process: it runs until a signal asks it to stop, and then stops in order."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from relayd.observe import log
+
+Config = TypeVar("Config")
+
+STOP_WITHIN_S = 10.0
+"""For stopping in order; less than the 90 s after which systemd kills, and than Kubernetes' 30 s."""
+
+STATUS_OF = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT, signal.SIGHUP: 128 + signal.SIGHUP}
+"""Who sends SIGTERM wants it stopped: success. The others interrupt: 128 and the number, as of shells."""
+
+
+def run_until_signal(name: str, job: Callable[[Config], Awaitable[None]], config: Config) -> int:
+    """Run `job(config)` in trio until it raises or a signal of STATUS_OF comes. Returns the exit status.
+
+    A second signal while it stops, or STOP_WITHIN_S, ends the process at once. `name` is the noun of its
+    events: `relay.stopped`.
+    """
+    return trio.run(_until_signal, name, job, config)
+
+
+async def _until_signal(name: str, job: Callable[[Config], Awaitable[None]], config: Config) -> int:
+    logger = log.get()
+    status = 0
+    with trio.open_signal_receiver(*STATUS_OF) as signals:
+        async with trio.open_nursery() as nursery:
+            running = trio.CancelScope()
+
+            async def watch() -> None:
+                nonlocal status
+                async for number in signals:
+                    if running.cancel_called:
+                        logger.warning(f"{name}.aborted", signal=signal.Signals(number).name)
+                        os._exit(128 + number)
+                    status = STATUS_OF[signal.Signals(number)]
+                    logger.info(f"{name}.stop_requested", signal=signal.Signals(number).name)
+                    running.cancel()
+                    nursery.start_soon(_limit_stop, name)
+
+            nursery.start_soon(watch)
+            with running:
+                await job(config)
+            nursery.cancel_scope.cancel()
+    logger.info(f"{name}.stopped")
+    return status
+
+
+async def _limit_stop(name: str) -> None:
+    """The end of a stop that doesn't end. It leaves to the host no more than SIGKILL does."""
+    await trio.sleep(STOP_WITHIN_S)
+    log.get().error(f"{name}.aborted", reason=f"not stopped within {STOP_WITHIN_S:g} s")
+    os._exit(1)
+
+
+def raise_descriptor_limit() -> None:
+    """As many connections as the host lets us have: the soft limit is 1024 for old programs' select() only.
+
+    See https://0pointer.net/blog/file-descriptor-limits.html; nothing here uses select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # a hard limit above fs.nr_open, or a sandbox that forbids it
+        log.get().warning("descriptors.kept", limit=soft, reason=error)

@@ -1,0 +1,90 @@
+"""`relayd status`: asks the processes on this host, and prints what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from relayd.config import RUN_DIR
+from relayd.errors import RelaydError
+from relayd.observe import control
+
+SAMPLE_S = 0.5
+"""Between two looks at a relay, for rates."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found out about one process."""
+
+    path: str
+    first: dict[str, Any] = field(default_factory=dict)
+    later: dict[str, Any] = field(default_factory=dict)
+    """A second answer of a relay, `SAMPLE_S` after the first; empty when it wasn't asked again."""
+    error: RelaydError | None = None
+
+
+def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) -> int:
+    """Print the status of the process at the socket `path`, or of all in `directory`; the exit status.
+
+    It is 0 when all that was asked answered. Raises RelaydError when there is nothing to ask, or when what
+    was found can't be printed.
+    """
+    paths = [path] if path is not None else _sockets(directory)
+    if not paths:
+        raise RelaydError(
+            f"no relay or agent runs here: there is no socket in {directory} (relayd serve and relayd agent "
+            "make one; --control PATH asks at another place)"
+        )
+    found = trio.run(_ask_all, paths, 0.0 if as_json else SAMPLE_S)
+    answered = [one for one in found if one.error is None]
+    try:
+        if as_json:
+            for one in answered:
+                print(json.dumps(one.first, ensure_ascii=False))
+        elif answered:
+            from relayd.status_view import print_status
+
+            print_status([(one.first, one.later) for one in answered])
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RelaydError(f"can't write to standard output: {error.strerror}") from error
+    for one in found:
+        if one.error is not None:
+            print(f"relayd: {one.error}", file=sys.stderr)
+    return max((one.error.exit_status for one in found if one.error is not None), default=0)
+
+
+def _sockets(directory: str) -> list[str]:
+    try:
+        return sorted(str(one) for one in Path(directory).glob("*.sock"))
+    except OSError as error:  # not ours to list
+        raise RelaydError(f"{directory}: {error.strerror}") from error
+
+
+async def _ask_all(paths: Sequence[str], sample_s: float) -> list[Found]:
+    """Ask all of `paths` at once; relays once more after `sample_s` (0: not)."""
+    found = [Found(path) for path in paths]
+    async with trio.open_nursery() as nursery:
+        for one in found:
+            nursery.start_soon(_ask_one, one, sample_s)
+    return found
+
+
+async def _ask_one(one: Found, sample_s: float) -> None:
+    try:
+        one.first = await control.ask(one.path, "status")
+        if sample_s and one.first.get("role") == "relay":
+            await trio.sleep(sample_s)
+            one.later = await control.ask(one.path, "status")
+    except RelaydError as error:
+        one.error = error

@@ -1,0 +1,81 @@
+"""A long-lived process: what signals do to it. Each is a real process that gets real signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# One that cleans up for ever, as only a bug does; one that fails while it stops; one that ends by itself.
+PROGRAM = """
+import sys, trio
+from relayd.errors import HostError
+from relayd.observe import log
+from relayd.process import run_until_signal
+
+async def job(kind):
+    log.get().info("job.started")
+    try:
+        await trio.sleep(0 if kind == "short" else float("inf"))
+    finally:
+        if kind == "stuck":
+            with trio.CancelScope(shield=True):
+                log.get().info("job.stuck")
+                await trio.sleep_forever()
+        if kind == "failing":
+            raise HostError("the interface is gone")
+
+log.configure("json")
+sys.exit(run_until_signal("job", job, sys.argv[1]))
+"""
+
+
+def play(kind: str, *steps: tuple[str, signal.Signals]) -> tuple[int, list[str], str]:
+    """Start a job, send each signal at its event. -> exit status, all events, the rest of stderr"""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, kind], stderr=subprocess.PIPE, text=True)
+    events, rest = [], ""
+    waiting = list(steps)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if not line.startswith("{"):
+                rest += line
+                continue
+            events.append(json.loads(line)["event"])
+            if waiting and waiting[0][0] == events[-1]:
+                process.send_signal(waiting.pop(0)[1])
+        return process.wait(timeout=30), events, rest
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_signal_stops_it_in_order(number: signal.Signals, status: int) -> None:
+    ended, events, _ = play("idle", ("job.started", number))
+    assert ended == status
+    assert events == ["job.started", "job.stop_requested", "job.stopped"]
+
+
+def test_second_signal_ends_what_does_not_stop() -> None:
+    ended, events, _ = play("stuck", ("job.started", signal.SIGTERM), ("job.stuck", signal.SIGINT))
+    assert ended == 130
+    assert events == ["job.started", "job.stop_requested", "job.stuck", "job.aborted"]
+
+
+def test_error_while_it_stops_is_not_hidden_by_the_signal() -> None:
+    ended, events, rest = play("failing", ("job.started", signal.SIGTERM))
+    assert ended == 1
+    assert "job.stopped" not in events
+    assert "HostError: the interface is gone" in rest
+
+
+def test_job_that_ends_by_itself_ends_the_process() -> None:
+    assert play("short") == (0, ["job.started", "job.stopped"], "")
