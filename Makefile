@@ -1,0 +1,63 @@
+# `make demo` and `make test` need nothing else to have been done before: .ci/setup installs what is missing
+# and says so. Each recipe is one shell script, which ends at the first command that fails.
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+.NOTPARALLEL:
+
+# Namespaces need root. The variables are all that the commands take from the environment.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env CI="$(CI)" PATH="$(PATH)")
+
+# So long may a tier take, whatever hangs in it. INT, so that its tests clean up after themselves.
+LIMIT = timeout --foreground --signal=INT --kill-after=60
+
+define CHECK
+say() { printf '\n== %s\n' "$$*"; }
+say "ruff: lint"
+"$$python" -m ruff check .
+say "mypy --strict"
+"$$python" -m mypy
+say "import-linter: layers and pure modules"
+"$$python" "$$venv/bin/lint-imports"
+say "pytest: unit tests"
+$(LIMIT) 300 "$$python" -m pytest tests/unit
+endef
+
+help:
+	@cat <<-'END'
+	make demo    see it work: two nodes, a relay, a killed relay, a killed agent (needs root or sudo)
+	make test    everything that is tested: check, then the namespace, interop and kernel tiers
+	make check   lint, types, layers and unit tests: the inner loop, under a minute
+	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
+	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
+	END
+
+demo:
+	@venv=$$(sh .ci/setup demo)
+	exec $(AS_ROOT) "$$venv/bin/python" -m relayd demo $(ARGS)
+
+check:
+	@venv=$$(sh .ci/setup check)
+	python=$$venv/bin/python
+	$(CHECK)
+
+test:
+	@venv=$$(sh .ci/setup test)
+	python=$$venv/bin/python
+	$(CHECK)
+	say "pytest: recorded exchanges, and real processes in network namespaces"
+	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/interop tests/netns
+	say "pytest: a kernel with WireGuard, in a virtual machine"
+	$(LIMIT) 600 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
+		"$$python" -m pytest -p no:cacheprovider tests/kernel
+	say "all tiers passed"
+
+bench:
+	@venv=$$(sh .ci/setup bench)
+	exec "$$venv/bin/python" -m bench $(ARGS)
+
+clean:
+	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist bench/results
