@@ -139,6 +139,7 @@ class Agent:
             wireguard_port=interface.listen_port,
             peers={},
             send_frames=self.link.send,
+            congested=self.link.congested,
         )
         stack.callback(self.proxy.close)
         self.reconciler = Reconciler(

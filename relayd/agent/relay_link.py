@@ -123,6 +123,10 @@ class RelayLink:
         """Whether the relay has shown that it lives and has us registered."""
         return self.phase is Phase.CONNECTED
 
+    def congested(self) -> bool:
+        """Whether the relay takes less than it is sent, and half of the queue is full."""
+        return self._connection is not None and self._outbox.queued_bytes * 2 > self._settings.queue_bytes
+
     def send(self, runs: Sequence[bytes | memoryview], total: int) -> None:
         """Data frames towards the relay: `runs` of whole frames of one size each, `total` bytes together.
 

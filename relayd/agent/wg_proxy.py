@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from errno import EAGAIN, ECONNREFUSED, EINVAL, EIO, ENOBUFS, EOPNOTSUPP, EPERM
 from ipaddress import IPv4Address
+from select import EPOLLIN
 from typing import Protocol
 
 from relayd.keys import PublicKey
@@ -40,6 +41,11 @@ CALM_S = 5.0
 BATCHES_TO_SAVE = 128
 """Batches read from a socket that is given up: more than its buffer holds."""
 
+PAUSE_S = 0.005
+"""How long WireGuard's datagrams stay in the socket's buffer, which has room for some 20 ms of them at full
+speed, while the link's queue is half full. On one core with a relay that waits for its turn, the queue
+would overflow meanwhile. No longer: a link that stands still must drop its oldest, not we our newest."""
+
 HEADS = 4096
 """Headers kept, by peer and length."""
 
@@ -56,8 +62,15 @@ SendFrames = Callable[[Sequence[memoryview], int], None]
 buffers are valid during the call only. Never waits."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Watcher(Protocol):
     """What the proxy needs of a poller (`netio.poller.Poller`)."""
+
+    after_batch: list[Callable[[], None]]
+    """What is called after each batch of events, and at a pause of the traffic."""
 
     @property
     def now(self) -> float:
@@ -65,6 +78,9 @@ class Watcher(Protocol):
 
     def add(self, fd: int, handler: Callable[[int], None], /) -> None:
         """Call `handler` whenever `fd` is readable."""
+
+    def modify(self, fd: int, events: int, /) -> None:
+        """Wait for other events of `fd`: EPOLLIN, or 0 for none."""
 
     def remove(self, fd: int, /) -> None:
         """Forget `fd`, before it is closed."""
@@ -111,10 +127,16 @@ class WgProxy:
         wireguard_port: int,
         peers: Mapping[PublicKey, IPv4Address],
         send_frames: SendFrames,
+        congested: Callable[[], bool] = _never,
         segmenting: bool = True,
     ) -> None:
-        """`sock` belongs to the proxy from now on; it listens at once."""
+        """`sock` belongs to the proxy from now on; it listens at once. While `congested()`, nothing is read
+        for PAUSE_S at a time."""
         self._watcher, self._sock, self._send_frames = watcher, sock, send_frames
+        self._congested = congested
+        self._paused_until = 0.0
+        self.pauses = 0
+        """Times that reading was put off because the link was congested."""
         self._slots = ReceiveSlots(KEYED_BYTES, fitted=FULL_DATAGRAM)
         self._batch = SendBatch(segmenting=segmenting)
         self._by_key: dict[bytes, RelayedPeer] = {}
@@ -134,6 +156,7 @@ class WgProxy:
         self.set_wireguard_port(wireguard_port)
         self.set_peers(peers)
         watcher.add(sock.fileno(), self._on_readable)
+        watcher.after_batch.append(self._resume)
 
     @property
     def port(self) -> int:
@@ -184,6 +207,7 @@ class WgProxy:
 
     def close(self) -> None:
         """Give the port and the memory back."""
+        self._watcher.after_batch.remove(self._resume)
         self._watcher.remove(self._sock.fileno())
         self._sock.close()
         self._slots.close()
@@ -195,8 +219,23 @@ class WgProxy:
             for _ in range(BATCHES_A_ROUND):
                 if self._take_batch(self._sock.fileno()) < SLOTS:
                     return
+                if self._congested():
+                    self._pause()
+                    return
         except OSError as error:
             self._receive_failed(error)
+
+    def _pause(self) -> None:
+        """Leave the datagrams where they are for a moment, once: after it, a batch is read in any case."""
+        self.pauses += 1
+        self._paused_until = self._watcher.now + PAUSE_S
+        self._watcher.modify(self._sock.fileno(), 0)
+
+    def _resume(self) -> None:
+        """After each batch of events: read again when the pause is over, or the reason for it."""
+        if self._paused_until and (self._watcher.now >= self._paused_until or not self._congested()):
+            self._paused_until = 0.0
+            self._watcher.modify(self._sock.fileno(), EPOLLIN)
 
     def _take_batch(self, fd: int) -> int:
         """Read one batch and send it on; return how many datagrams it had. Raises OSError."""
@@ -343,6 +382,7 @@ class WgProxy:
             return False
         self.renewals += 1
         self._watcher.remove(old.fileno())
+        self._paused_until = 0.0
         self._watcher.add(self._sock.fileno(), self._on_readable)
         try:
             for _ in range(BATCHES_TO_SAVE):

@@ -44,7 +44,8 @@ class Poller:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self.after_batch: list[Callable[[], None]] = []
-        """Called after each batch of events, in order: whoever gathers within a batch sends here."""
+        """Called after each batch of events, an empty one at a pause of the traffic too, in order: whoever
+        gathers within a batch sends here."""
         self._yield = False
         self.now = time.monotonic()
         """The monotonic clock, read once a batch, in seconds."""
@@ -64,7 +65,7 @@ class Poller:
         self._epoll.unregister(fd)
 
     def yield_when_readable(self, fd: int) -> None:
-        """Let trio run at once, and not in a while, whenever `fd`, which a trio task waits for, is readable."""
+        """Let trio run at once whenever `fd`, which a trio task waits for, is readable."""
         self.add(fd, self.yield_soon)
 
     def yield_soon(self, _mask: int = 0) -> None:
@@ -102,10 +103,10 @@ class Poller:
                     handler = handlers.get(fd)
                     if handler is not None:  # None: removed by a handler earlier in this batch
                         handler(mask)
-                for hook in self.after_batch:
-                    hook()
             else:
                 empty_polls += 1
+            for hook in self.after_batch:
+                hook()
             if now >= checkpoint_at or self._yield:
                 self._yield = False
                 await trio.lowlevel.checkpoint()

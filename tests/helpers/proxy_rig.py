@@ -35,22 +35,31 @@ class Watcher:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.after_batch: list[Callable[[], None]] = []
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._events: dict[int, int] = {}
 
     def add(self, fd: int, handler: Callable[[int], None], /) -> None:
         self._handlers[fd] = handler
+        self._events[fd] = select.POLLIN
+
+    def modify(self, fd: int, events: int, /) -> None:
+        self._events[fd] = events
 
     def remove(self, fd: int, /) -> None:
         del self._handlers[fd]
+        del self._events[fd]
 
     def turn(self, wait_s: float = WAIT_S) -> bool:
         """Wait for something to read, and have it handled. False: nothing came."""
         poll = select.poll()
-        for fd in self._handlers:
-            poll.register(fd, select.POLLIN)
+        for fd, events in self._events.items():
+            poll.register(fd, events)
         ready = poll.poll(wait_s * 1000)
         for fd, mask in ready:
             self._handlers[fd](mask)
+        for hook in self.after_batch:
+            hook()
         return bool(ready)
 
 
@@ -72,12 +81,14 @@ class Rig:
         self.wireguard = wireguard_socket()
         self.sent: list[list[bytes]] = []
         """What each call of `send_frames` was given."""
+        self.congested = False
         self.proxy = WgProxy(
             self.watcher,
             DatagramSocket(0, mark=no_mark),
             wireguard_port=self.wireguard.getsockname()[1],
             peers=dict(zip(KEYS[:peers], ADDRESSES, strict=False)),
             send_frames=self._send_frames,
+            congested=lambda: self.congested,
             segmenting=segmenting,
         )
 

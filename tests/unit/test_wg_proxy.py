@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relayd.agent.wg_proxy import FULL_DATAGRAM
+from relayd.agent.wg_proxy import FULL_DATAGRAM, PAUSE_S
 from relayd.netio.receive_slots import MAX_DATAGRAM, REFIT_AFTER, SLOTS
 from relayd.netio.send_batch import VECTORS
 from tests.helpers.proxy_rig import ADDRESSES, KEYS, STRANGER, Rig, rig, wireguard_socket
@@ -259,3 +259,39 @@ def test_without_a_port_of_wireguards_everything_is_dropped_and_segmenting_stays
     bench.deliver(*[(KEYS[0], b"x" * 100)] * 5)
     assert len(bench.heard(5)) == 5
     assert bench.proxy.segmenting
+
+
+def test_congested_link_leaves_the_datagrams_in_the_socket_for_a_moment() -> None:
+    with rig() as bench:
+        bench.congested = True
+        for _ in range(3 * SLOTS):
+            bench.say(0, b"x" * 100)
+        assert bench.watcher.turn()
+        assert len(bench.frames()) == SLOTS
+        assert not bench.watcher.turn(0.0)  # paused: what waits isn't even looked at
+        bench.watcher.now += PAUSE_S
+        assert not bench.watcher.turn(0.0)  # the pause ends here
+        assert bench.watcher.turn()
+        assert len(bench.frames()) == 2 * SLOTS
+        assert bench.proxy.pauses == 2
+        assert bench.proxy.drops() == {}
+
+
+def test_pause_ends_with_the_congestion() -> None:
+    with rig() as bench:
+        bench.congested = True
+        for _ in range(2 * SLOTS):
+            bench.say(0, b"x" * 100)
+        assert bench.watcher.turn()
+        bench.congested = False
+        assert not bench.watcher.turn(0.0)
+        bench.pump(2 * SLOTS)
+
+
+def test_pause_does_not_outlive_the_socket() -> None:
+    with rig() as bench:
+        bench.congested = True
+        for _ in range(SLOTS):
+            bench.say(0, b"x" * 100)
+        assert bench.watcher.turn()
+    assert bench.watcher.after_batch == []
