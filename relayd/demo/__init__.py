@@ -1,0 +1,1 @@
+"""`relayd demo`: the real processes, in network namespaces of their own, with the lights on."""
