@@ -17,6 +17,8 @@ define CHECK
 say() { printf '\n== %s\n' "$$*"; }
 say "ruff: lint"
 "$$python" -m ruff check .
+say "ruff: format"
+"$$python" -m ruff format --check .
 say "mypy --strict"
 "$$python" -m mypy
 say "import-linter: layers and pure modules"

@@ -1,10 +1,11 @@
-"""The command line: relayd serve | agent | status | demo.
+"""The command line: relayd serve | agent | status | cleanup | check | demo.
 
 Each sub-command imports what it needs when it runs, so that `relayd --help` and `relayd status` are quick.
 (argparse, not a library: a dozen flags, no prompts, and nothing to load before the first line of help.)
 
-Exit statuses: 0 done, or stopped by SIGTERM; 1 failed; 2 a wrong flag or configuration, and nothing on the
-host was changed; 3 the host lacks something; 130 Ctrl-C; 141 standard output was closed, as by `| head`.
+Exit statuses: 0 done, or stopped by SIGTERM; 1 failed (of check: found an error); 2 a wrong flag or
+configuration, and nothing on the host was changed; 3 the host lacks something; 130 Ctrl-C; 141 standard
+output was closed, as by `| head`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from relayd import __version__
-from relayd.errors import RelaydError
+from relayd.errors import ConfigError, RelaydError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 STDOUT_CLOSED = 141  # 128 + SIGPIPE, as of a program that doesn't ignore the signal
@@ -67,6 +68,17 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     agent.add_argument("--relay", metavar="HOST:PORT", help="the relay")
     agent.add_argument("--interface", metavar="NAME", help="the WireGuard interface (default wire_kube)")
     agent.add_argument("--state", metavar="DIR", help="what is remembered (default /var/lib/wirekube)")
+    agent.add_argument(
+        "--clean-state",
+        action="store_true",
+        help="at this start, take down what an interface of relayd's own has on this host, and build it "
+        "anew; the key stays (WIREKUBE_CLEAN_STATE=true: once, until a start without it)",
+    )
+    agent.add_argument(
+        "--release",
+        action="store_true",
+        help="run nothing; give the peers of an adopted interface the endpoints back that the relay replaced",
+    )
     for long_lived in (serve, agent):
         long_lived.add_argument("--config", metavar="FILE", help="a TOML file; flags win over it")
         long_lived.add_argument("--control", metavar="PATH", help="the socket that `relayd status` asks")
@@ -82,6 +94,24 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     status.add_argument(
         "--control", metavar="PATH", help="ask this process only (default: all of /run/relayd/*.sock)"
     )
+
+    cleanup = command(
+        "cleanup", "Remove from this host what the agent added to it. Exit status 0 only if nothing is left."
+    )
+    cleanup.set_defaults(run=_cleanup)
+    cleanup.add_argument("--interface", metavar="NAME", help="the agent's interface (default wire_kube)")
+    cleanup.add_argument("--state", metavar="DIR", help="the agent's memory (default /var/lib/wirekube)")
+    cleanup.add_argument("--control", metavar="PATH", help="where the agent answers, if it was told so")
+    cleanup.add_argument("--dry-run", action="store_true", help="only say what there is to remove")
+    cleanup.add_argument("--json", action="store_true", help="one line of JSON")
+    cleanup.add_argument("--force", action="store_true", help="don't ask whether an agent runs")
+
+    check = command("check", "Look this host over: what stands in the tunnels' way, and what mends it.")
+    check.set_defaults(run=_check)
+    check.add_argument("--relay", metavar="HOST:PORT", help="try to reach this relay too")
+    check.add_argument("--interface", metavar="NAME", help="the WireGuard interface (default wire_kube)")
+    check.add_argument("--config", metavar="FILE", help="the agent's TOML file; flags win over it")
+    check.add_argument("--json", action="store_true", help="one line of JSON")
 
     demo = command("demo", "Show it at work, in network namespaces of its own. Needs root.")
     demo.set_defaults(run=_demo)
@@ -109,15 +139,35 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _agent(args: argparse.Namespace) -> int:
+    if args.release:
+        return _release(args)
     from relayd.config import load_agent
     from relayd.observe import log
     from relayd.process import run_until_signal
 
-    config = load_agent(args.config, _flags(args, "relay", "interface", "state", "control", "log"))
+    words = ("relay", "interface", "state", "control", "log", "clean_state")
+    config = load_agent(args.config, _flags(args, *words))
     log.configure(config.log)
     from relayd.agent.agent import run_agent
 
     return run_until_signal("agent", run_agent, config)
+
+
+def _release(args: argparse.Namespace) -> int:
+    from relayd.config import load_host
+    from relayd.host_commands import release
+
+    if args.config is not None:
+        raise ConfigError("--release takes no configuration", source="--config", hint="--interface NAME")
+    return release(load_host(_flags(args, "interface", "state", "control")))
+
+
+def _cleanup(args: argparse.Namespace) -> int:
+    from relayd.config import load_host
+    from relayd.host_commands import cleanup
+
+    config = load_host(_flags(args, "interface", "state", "control"))
+    return cleanup(config, dry_run=args.dry_run, as_json=args.json, force=args.force)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -125,6 +175,14 @@ def _status(args: argparse.Namespace) -> int:
     from relayd.status import show_status
 
     return show_status(load_control(_flags(args, "control")), as_json=args.json)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from relayd.config import load_agent
+    from relayd.doctor.command import check
+
+    config = load_agent(args.config, _flags(args, "relay", "interface"), relay_needed=False)
+    return check(config, as_json=args.json)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -18,6 +18,22 @@ PROXY_PORT = 22347
 PROXY_NETWORK = IPv4Network("127.64.0.0/10")
 """Each relayed peer has an address here, derived from its public key: the same after every restart."""
 
+TABLE = 22347
+"""Routing table of what goes into the tunnel of an interface that relayd made. All of it is relayd's."""
+
+TABLE_PRIORITY = 200
+"""Of the policy rule that has every packet look into TABLE."""
+
+MARK_PRIORITY_MIN = 110
+MARK_PRIORITY_MAX = 199
+"""Of the rule that sends marked packets to the main table: after the local table, before TABLE. CNIs move the
+local table's rule, to 100 as a rule."""
+
+FIREWALL_CHAIN = "KUBE-FIREWALL"
+"""kubelet's: it drops packets to 127.0.0.0/8 of which a CNI made the source something else."""
+
+FIREWALL_COMMENT = "wirekube: allow WG relay proxy on loopback"
+
 HANDSHAKE_FRESH_S = 180.0
 """A session is dead when its last handshake is older: REJECT_AFTER_TIME of the WireGuard paper, section 6."""
 

@@ -2,8 +2,9 @@
 
     kernel WireGuard -> wg_proxy -> relay_link -> relay       (and back, all within the poller's task)
     kernel WireGuard -> reconciler (reconcile.plan) -> endpoints
+    kernel's news -> host_keeper -> interface, rules, routes
 
-When it ends, connections and sockets go; interface, peers, endpoints and addresses stay as they are, so
+When it ends, connections and sockets go; interface, peers, endpoints, routes and rules stay as they are, so
 that a direct tunnel doesn't notice, and a relayed one goes on when the agent is back: the proxy's port
 and the peers' loopback addresses are the same then.
 """
@@ -18,26 +19,33 @@ from pathlib import Path
 import trio
 
 import relayd
-from relayd import marks
 from relayd.agent.agent_status import merge_drops, peer_status
+from relayd.agent.beginning import (
+    clean_state,
+    hold_state,
+    host_rules,
+    keeper_of,
+    open_interface,
+    refuse_second,
+)
+from relayd.agent.direct_endpoints import DirectEndpoints
+from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.loop_lag import LoopLag
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
+from relayd.agent.node_key import with_key
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.relay_link import LinkSettings, RelayLink
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
-from relayd.coordination.model import Mesh, OwnedInterface
+from relayd.coordination.model import Mesh
 from relayd.coordination.static_file import StaticFile
-from relayd.kernel import links
-from relayd.kernel.wireguard import Interface, PeerSettings, WireGuard, ensure_interface, open_wireguard
+from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
 from relayd.netio.datagrams import DatagramSocket
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.observe.control import serve_control
 from relayd.services import Service, supervise
 from relayd.wire.runs import Run
-
-UNDO_TIMEOUT_S = 10.0
 
 
 async def run_agent(
@@ -46,14 +54,28 @@ async def run_agent(
     """Run an agent until cancelled; `task_status.started()` when every peer has been looked at and set.
 
     The relay may be away by then, and at any time: the agent waits for it. Raises HostError when the
-    interface, a capability or the proxy's port is missing, or when an agent runs for this interface already.
+    interface, a capability or the proxy's port is missing, when an agent runs for this interface already, or
+    when the relay would be reached through the tunnel.
     """
+    await refuse_second(config.control_path)
+    config = with_key(config)
     mesh = await StaticFile(config).snapshot()
     with ExitStack() as stack:
-        wireguard = await open_interface(mesh)
-        stack.callback(wireguard.close)
-        interface = await wireguard.read()
-        agent = Agent(config, mesh, wireguard, interface, stack)
+        rules = host_rules(config)
+        if config.owned is not None:
+            hold_state(config, stack)
+            await clean_state(config, rules)
+        opened = await open_interface(mesh, Path(config.state_dir))
+        try:
+            if config.owned is None:  # not before: where there is no such interface, nothing is made
+                hold_state(config, stack)
+            interface = await opened.wireguard.read()
+            keeper = keeper_of(mesh, rules, Path(config.state_dir))
+            await keeper.begin()
+            agent = Agent(config, mesh, opened.wireguard, interface, keeper, stack)
+        except BaseException:
+            await opened.undo()
+            raise
         trio.lowlevel.add_instrument(agent.loop_lag)
         stack.callback(trio.lowlevel.remove_instrument, agent.loop_lag)
         async with trio.open_nursery() as nursery:
@@ -69,51 +91,21 @@ async def run_agent(
             task_status.started()
 
 
-async def open_interface(mesh: Mesh) -> WireGuard:
-    """The interface that `mesh` speaks of: an existing one as it is, one of ours made and set as described.
-
-    Raises HostError. An interface that was made here goes again when it can't be set up.
-    """
-    wanted = mesh.interface
-    if not isinstance(wanted, OwnedInterface):
-        return await open_wireguard(wanted.name)
-    made = await ensure_interface(wanted.name, mtu=wanted.mtu, addresses=wanted.addresses)
-    try:
-        wireguard = await open_wireguard(wanted.name)
-        try:
-            await wireguard.configure(
-                wanted.private_key,
-                listen_port=wanted.listen_port,
-                fwmark=marks.FWMARK,
-                peers=[
-                    PeerSettings(
-                        key=peer.key,
-                        allowed_ips=peer.allowed_ips,
-                        endpoint=peer.endpoint,
-                        keepalive_s=peer.keepalive_s,
-                    )
-                    for peer in mesh.peers
-                ],
-            )
-        except BaseException:
-            wireguard.close()
-            raise
-    except BaseException:
-        if made:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + UNDO_TIMEOUT_S):
-                await links.remove(wanted.name)
-        raise
-    return wireguard
-
-
 class Agent:
     """The parts of one agent, each knowing what it needs of the others."""
 
     def __init__(
-        self, config: AgentConfig, mesh: Mesh, wireguard: WireGuard, interface: Interface, stack: ExitStack
+        self,
+        config: AgentConfig,
+        mesh: Mesh,
+        wireguard: WireGuard,
+        interface: Interface,
+        keeper: HostKeeper,
+        stack: ExitStack,
     ) -> None:
         """`interface` is what `wireguard` read. `stack` closes what is opened here. Raises HostError."""
         self._config = config
+        self.keeper = keeper
         self._started_at = time.monotonic()
         self.loop_lag = LoopLag()
         self.poller = Poller()
@@ -149,6 +141,8 @@ class Agent:
             proxy=self.proxy,
             link=self.link,
             address_of=addresses.address_of,
+            direct=DirectEndpoints(Path(config.state_dir), interface.name),
+            configured={peer.key: peer.endpoint for peer in mesh.peers if peer.endpoint is not None},
             proxy_port=self.proxy.port,
             fresh_handshake_s=config.fresh_handshake_s,
             every_s=config.reconcile_s,
@@ -165,6 +159,7 @@ class Agent:
             Service(name="data path", run=self.poller.run),
             Service(name="relay link", run=self.link.run),
             Service(name="reconciler", run=self.reconciler.run),
+            Service(name="host keeper", run=self.keeper.run),
         ]
 
     def status(self) -> dict[str, object]:
@@ -178,6 +173,7 @@ class Agent:
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "interface": interface.name,
             "interface_problem": self.reconciler.problem,
+            "host_problems": list(self.keeper.problems),
             "public_key": str(interface.public_key),
             "listen_port": interface.listen_port,
             "proxy_port": self.proxy.port,

@@ -31,7 +31,7 @@ Back to direct the kernel goes by itself: it roams to where a peer's authenticat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 
@@ -94,6 +94,9 @@ class Surroundings:
 
     proxy_port: int
     relay_connected: bool
+    direct: Mapping[PublicKey, Endpoint | None] = field(default_factory=dict)
+    """Direct endpoints known from elsewhere: the configuration, or a life before this one."""
+
     fresh_handshake_s: float
     now: float
     """Monotonic seconds."""
@@ -145,7 +148,7 @@ def _decide(peer: Peer, before: PeerPath | None, around: Surroundings) -> PeerPa
         return relay("no endpoint")
     if endpoint.address in marks.PROXY_NETWORK:
         if before is None:
-            return relay("relayed before")
+            return relay("relayed before", given_up=around.direct.get(peer.key))
         if before.path is Path.DIRECT:  # a packet through the relay did it
             return relay("roamed", given_up=before.endpoint())
         if fresh:

@@ -13,7 +13,9 @@ from typing import Protocol
 
 import trio
 
+from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.reconcile import Path, PeerPath, Surroundings, plan
+from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.kernel.wireguard import Interface, WireGuard
 from relayd.keys import PublicKey
@@ -56,6 +58,8 @@ class Reconciler:
         proxy: Proxy,
         link: Link,
         address_of: Callable[[PublicKey], IPv4Address],
+        direct: DirectEndpoints,
+        configured: Mapping[PublicKey, Endpoint],
         proxy_port: int,
         fresh_handshake_s: float,
         every_s: float,
@@ -63,10 +67,13 @@ class Reconciler:
     ) -> None:
         """`interface` is what `wireguard` read last. `reopen` finds the interface again, under the same name,
         after it went away: it may be the kernel's then and not a process's. `wireguard` is closed by `close`.
+        `direct` remembers the endpoints that the relay takes the place of; `configured` are those that the
+        configuration gives.
         """
         self._wireguard, self._reopen = wireguard, reopen
         self._proxy, self._link, self._address_of = proxy, link, address_of
         self._proxy_port, self._fresh_handshake_s, self._every_s = proxy_port, fresh_handshake_s, every_s
+        self._direct, self._configured = direct, configured
         self._wall_clock = wall_clock
         self._loopbacks: dict[PublicKey, IPv4Address] = {}
         self._log = log.get(interface=interface.name)
@@ -130,6 +137,7 @@ class Reconciler:
             loopbacks=self._loopbacks,
             proxy_port=self._proxy_port,
             relay_connected=self._link.connected,
+            direct={**self._direct.endpoints, **self._configured},
             fresh_handshake_s=self._fresh_handshake_s,
             now=trio.current_time(),
             wall_now=self._wall_clock(),
@@ -137,6 +145,10 @@ class Reconciler:
         before, self.paths = self.paths, plan(interface, self.paths, around)
         for key in before.keys() - self.paths.keys():
             self._log.info("peer.removed", peer=key)
+        for decided in self.paths.values():
+            if decided.path is Path.RELAY and (decided.set_endpoint or decided.given_up):
+                self._direct.note(decided.peer, decided.given_up)
+        await self._direct.save()
         for key, decided in list(self.paths.items()):
             known = before.get(key)
             if decided.set_endpoint is not None:

@@ -4,12 +4,14 @@ A value comes from the first of these that has it: flag, RELAYD_* environment va
 Anything wrong is one `ConfigError` that says where, what, and what would be right.
 """
 
-from relayd.config.load import load_agent, load_control, load_relay
+from relayd.config.load import load_agent, load_control, load_host, load_relay
 from relayd.config.types import (
+    KEY_FILE,
     RELAY_CONTROL,
     RUN_DIR,
     STATE_DIR,
     AgentConfig,
+    HostConfig,
     InterfaceConfig,
     LogMode,
     PeerConfig,
@@ -17,15 +19,18 @@ from relayd.config.types import (
 )
 
 __all__ = [
+    "KEY_FILE",
     "RELAY_CONTROL",
     "RUN_DIR",
     "STATE_DIR",
     "AgentConfig",
+    "HostConfig",
     "InterfaceConfig",
     "LogMode",
     "PeerConfig",
     "RelayConfig",
     "load_agent",
     "load_control",
+    "load_host",
     "load_relay",
 ]

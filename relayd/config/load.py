@@ -17,8 +17,19 @@ from relayd.config import values
 from relayd.config.keyfile import read_private_key
 from relayd.config.mesh_checks import check_interface, check_peers
 from relayd.config.toml import Document, KeyPath, Place, read_document
-from relayd.config.types import AgentConfig, InterfaceConfig, PeerConfig, RelayConfig
+from relayd.config.types import (
+    KEY_FILE,
+    STATE_DIR,
+    AgentConfig,
+    HostConfig,
+    InterfaceConfig,
+    PeerConfig,
+    RelayConfig,
+)
 from relayd.config.values import Reader, WrongError
+
+CLEAN_STATE = "WIREKUBE_CLEAN_STATE"
+"""The variable by which WireKube's agents were asked to rebuild; `true` is the only value that counts."""
 
 ENV_PREFIX = "RELAYD_"
 """Unknown variables are let be: Kubernetes sets RELAYD_PORT and more for a Service named `relayd`."""
@@ -122,7 +133,7 @@ AGENT_SETTINGS = (
 # The reader, and what to write where a required key is missing ("": it has a default).
 _INTERFACE_KEYS: dict[str, tuple[Reader, str]] = {
     "name": (values.interface_name, ""),
-    "private_key_file": (values.file_path, 'private_key_file = "/etc/relayd/private.key"'),
+    "private_key_file": (values.file_path, ""),
     "listen_port": (_PORT, ""),
     "address": (values.many(values.interface_address, "10.0.0.1/24"), 'address = ["10.0.0.1/24"]'),
     "mtu": (values.whole(values.MIN_MTU, values.MAX_MTU, "an MTU"), ""),
@@ -158,29 +169,58 @@ def load_relay(
 
 
 def load_agent(
-    path: str | Path | None, flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None
+    path: str | Path | None,
+    flags: Mapping[str, object],
+    *,
+    environ: Mapping[str, str] | None = None,
+    relay_needed: bool = True,
 ) -> AgentConfig:
     """What `relayd agent` is to do; the arguments are as in `load_relay`. Raises ConfigError.
 
     The interface's private key is read too, so that a missing key is found before anything is touched.
+    Without private_key_file it is the one in the state directory, which may not be there yet.
+
+    Beside words, `flags` may have `clean_state`: True.
+    Not `relay_needed` (`relayd check` looks a host over without one): `relay` is "" when nobody names one.
     """
     environ = os.environ if environ is None else environ
+    flags = dict(flags)
+    clean_state = bool(flags.pop("clean_state", False))
     document = _document(path, environ)
     _check_keys(document, (), ("interface", "peer", "relay", "agent"), {})
     serve = {one.name: "that is for relayd serve; an agent's [relay] has address" for one in RELAY_SETTINGS}
     _check_keys(document, ("relay",), ("address",), serve)
     _check_keys(document, ("agent",), _keys_of(AGENT_SETTINGS, "agent"), {})
     found = _find_all(AGENT_SETTINGS, flags, environ, document)
-    if "relay" not in found:
+    if relay_needed and "relay" not in found:
         place = document.place(("relay",), missing="address") if document.source else Place("")
         raise place.error("no relay is named", f"--relay HOST:PORT, {ENV_PREFIX}RELAY, or address in [relay]")
-    settings = {name: one.value for name, one in found.items()}
-    owned = _interface(document, found.get("interface"))
+    settings = {"relay": ""} | {name: one.value for name, one in found.items()}
+    owned = _interface(document, found.get("interface"), settings.get("state_dir", STATE_DIR))
     if owned is not None:
         settings["interface"] = owned.name
         check_interface(owned, settings.get("proxy_port", marks.PROXY_PORT), document)
     peers = _peers(document, owned)
-    return AgentConfig(owned=owned, peers=peers, **settings)
+    clean_state_once = environ.get(CLEAN_STATE) == "true"
+    if clean_state and owned is None:
+        raise Place("--clean-state").error(
+            "an interface that exists is used as it is, there is nothing to build anew",
+            "describe the interface under [interface]",
+        )
+    return AgentConfig(
+        owned=owned, peers=peers, clean_state=clean_state, clean_state_once=clean_state_once, **settings
+    )
+
+
+def load_host(flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None) -> HostConfig:
+    """What `relayd cleanup` and `relayd agent --release` are to undo: `interface`, `state`, `control`.
+
+    Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
+    settings = [one for one in AGENT_SETTINGS if one.name in ("interface", "state_dir", "control")]
+    found = _find_all(settings, flags, environ, Document())
+    return HostConfig(**{name: one.value for name, one in found.items()})
 
 
 def load_control(flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None) -> str | None:
@@ -306,7 +346,7 @@ def _read_keys(document: Document, path: KeyPath, keys: Mapping[str, tuple[Reade
     return result
 
 
-def _interface(document: Document, named: Found | None) -> InterfaceConfig | None:
+def _interface(document: Document, named: Found | None, state_dir: str) -> InterfaceConfig | None:
     """The [interface] that the file describes. `named` is the name that flag, variable or [agent] gives."""
     path: KeyPath = ("interface",)
     if _at(document, path) is None:
@@ -321,8 +361,14 @@ def _interface(document: Document, named: Found | None) -> InterfaceConfig | Non
             f"{named.value!r} is another interface than {settings['name']!r} in {place.source}:{place.line}",
             "leave one of the two names out",
         )
-    key_file = document.directory / settings["private_key_file"]
-    place = document.place((*path, "private_key_file"))
+    if "private_key_file" in settings:
+        key_file = document.directory / settings["private_key_file"]
+        place = document.place((*path, "private_key_file"))
+    else:
+        key_file = Path(state_dir) / KEY_FILE
+        place = Place(str(key_file))
+        if not key_file.exists():
+            return InterfaceConfig(private_key_file=key_file, private_key=None, **settings)
     settings["private_key_file"] = key_file
     try:
         return InterfaceConfig(private_key=read_private_key(key_file), **settings)

@@ -41,7 +41,7 @@ def check_interface(owned: InterfaceConfig, proxy_port: int, document: Document)
 
 def check_peers(peers: Sequence[PeerConfig], owned: InterfaceConfig, document: Document) -> None:
     """Raise ConfigError for the first peer that is ourselves, or claims what another peer or we have."""
-    own_key = owned.private_key.public()
+    own_key = owned.private_key.public() if owned.private_key is not None else None
     own_hosts = {address.ip for address in owned.address}
     first: dict[PublicKey, int] = {}
     for index, peer in enumerate(peers):

@@ -17,6 +17,9 @@ LogMode = Literal["auto", "console", "json"]
 
 RUN_DIR = "/run/relayd"
 STATE_DIR = "/var/lib/wirekube"
+KEY_FILE = "privatekey"
+"""In the state directory: the interface's key, when the configuration names no file."""
+
 RELAY_CONTROL = f"{RUN_DIR}/relay.sock"
 
 QUEUE_BYTES = 1 << 20
@@ -59,8 +62,9 @@ class InterfaceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     name: str = marks.DEFAULT_INTERFACE
     private_key_file: Path
-    private_key: PrivateKey
-    """What that file held when the configuration was read. Its repr hides the key."""
+    private_key: PrivateKey | None
+    """What that file held when the configuration was read. Its repr hides the key. None: the file is the one
+    in the state directory, and isn't there yet; the agent makes it."""
 
     listen_port: int = marks.DEFAULT_LISTEN_PORT
     address: tuple[IPv4Interface | IPv6Interface, ...]
@@ -96,6 +100,12 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Unix socket that `relayd status` asks; "": `control_path` says which."""
 
     state_dir: str = STATE_DIR
+    clean_state: bool = False
+    """At this start, remove what an owned interface has on the host, and build it anew; the key stays."""
+
+    clean_state_once: bool = False
+    """Likewise, unless the last start did it too: for a setting that stays set through restarts."""
+
     proxy_port: int = marks.PROXY_PORT
     log: LogMode = "auto"
     queue_bytes: int = QUEUE_BYTES
@@ -116,4 +126,22 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     @property
     def control_path(self) -> str:
         """Where the control socket is: one per interface, so that two agents on a host don't collide."""
-        return self.control or f"{RUN_DIR}/agent-{self.interface}.sock"
+        return self.control or agent_control(self.interface)
+
+
+class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a command needs to know that undoes on a host what an agent did."""
+
+    interface: str = marks.DEFAULT_INTERFACE
+    control: str = ""
+    state_dir: str = STATE_DIR
+
+    @property
+    def control_path(self) -> str:
+        """As of the agent."""
+        return self.control or agent_control(self.interface)
+
+
+def agent_control(interface: str) -> str:
+    """The control socket of an agent that was told no other."""
+    return f"{RUN_DIR}/agent-{interface}.sock"

@@ -63,6 +63,6 @@ class Mesh:
 
     interface: OwnedInterface | AdoptedInterface
     peers: tuple[MeshPeer, ...]
-    """For an adopted interface: empty, its peers are read from the interface itself."""
+    """Of an adopted interface: those that it has, as AdoptedSource reads them; StaticFile knows none."""
 
     relay: RelayAddress

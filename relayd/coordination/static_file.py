@@ -10,17 +10,8 @@ from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, OwnedInt
 
 def mesh_of(config: AgentConfig) -> Mesh:
     """The snapshot that `config` describes."""
-    owned = config.owned
     return Mesh(
-        interface=AdoptedInterface(config.interface)
-        if owned is None
-        else OwnedInterface(
-            name=owned.name,
-            private_key=owned.private_key,
-            listen_port=owned.listen_port,
-            addresses=owned.address,
-            mtu=owned.mtu,
-        ),
+        interface=_interface(config),
         peers=tuple(
             MeshPeer(
                 key=peer.public_key,
@@ -31,6 +22,21 @@ def mesh_of(config: AgentConfig) -> Mesh:
             for peer in config.peers
         ),
         relay=RelayAddress.parse(config.relay),
+    )
+
+
+def _interface(config: AgentConfig) -> AdoptedInterface | OwnedInterface:
+    owned = config.owned
+    if owned is None:
+        return AdoptedInterface(config.interface)
+    if owned.private_key is None:
+        raise ValueError("the interface's key is to be read or made first")
+    return OwnedInterface(
+        name=owned.name,
+        private_key=owned.private_key,
+        listen_port=owned.listen_port,
+        addresses=owned.address,
+        mtu=owned.mtu,
     )
 
 

@@ -75,6 +75,10 @@ class WireGuard(Protocol):
         """The interface's name."""
         ...
 
+    async def dump(self) -> Interface:
+        """The interface as it is now, with NO_KEY as public key while it has no private one."""
+        ...
+
     async def read(self) -> Interface:
         """The interface as it is now. Raises HostError also while it has no private key."""
         ...
@@ -85,10 +89,10 @@ class WireGuard(Protocol):
 
     async def configure(
         self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]
-    ) -> None:
+    ) -> bool:
         """Make the interface have this key, this port (0: any), this mark (0: none) and exactly these peers.
 
-        Only what differs is written. A peer with a live session keeps the endpoint it has.
+        -> was anything written? Only what differs is. A peer with a live session keeps the endpoint it has.
         """
         ...
 

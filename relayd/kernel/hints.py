@@ -101,3 +101,20 @@ def port_taken_at_up(name: str) -> HostError:
 def always_changing(name: str) -> HostError:
     """Every dump of `name` was interrupted by a change."""
     return HostError(f"cannot read {name}: it changed each time while it was read; is a script rewriting it?")
+
+
+def not_ours(name: str, public_key: str) -> HostError:
+    """`name` is WireGuard, has another key than the configuration's, and relayd didn't make it."""
+    return HostError(
+        f"{name} has another key than ours ({public_key}) and wasn't made by relayd: it was left alone. To "
+        f"use it as it is, run relayd agent --interface {name} without an [interface] section; else give "
+        f"[interface] another name, or remove it yourself: ip link delete {name}"
+    )
+
+
+def process_has_other_key(name: str, public_key: str) -> HostError:
+    """Likewise, of an interface that a userspace WireGuard runs: relayd can't make it anew."""
+    return HostError(
+        f"{name} is run by a userspace WireGuard with another key than ours ({public_key}): it was left "
+        f"alone. Start that process again: it then has no key yet"
+    )

@@ -16,19 +16,26 @@ from relayd.kernel import hints, rtnl
 
 Address = IPv4Interface | IPv6Interface
 
+MADE_HERE = "made by relayd"
+"""The alias of an interface that relayd made. It lives as long as the interface does."""
+
 _IFF_UP = 1  # linux/if.h
 _SCOPE_LINK = 253  # linux/rtnetlink.h, RT_SCOPE_LINK
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface as the kernel lists it. `kind` is "wireguard", "tun", "veth", or "" for a plain device."""
+    """An interface as the kernel lists it. `kind` is "wireguard", "tun", "veth", or "" for a plain device.
+
+    `alias` is free text that `ip link` shows: relayd writes MADE_HERE to the interfaces that it makes.
+    """
 
     name: str
     index: int
     kind: str
     mtu: int
     is_up: bool
+    alias: str = ""
 
 
 async def find(name: str) -> Link | None:
@@ -53,7 +60,7 @@ async def all_links() -> list[Link]:
 
 
 async def make_wireguard(name: str) -> None:
-    """Make a WireGuard interface in the kernel, down and without a key. Raises HostError."""
+    """Make a WireGuard interface in the kernel, down, without a key, and known as ours. Raises HostError."""
 
     async def make() -> None:
         async with AsyncIPRoute() as kernel:
@@ -63,8 +70,20 @@ async def make_wireguard(name: str) -> None:
                 if error.code == errno.EOPNOTSUPP:
                     raise hints.no_wireguard(name) from error
                 raise
+            # Not part of the message above: the kernel ignores an alias there (rtnl_create_link).
+            await kernel.link("set", ifname=name, IFLA_IFALIAS=MADE_HERE)
 
     await rtnl.call(f"make {name}", make)
+
+
+async def mark_as_ours(name: str) -> None:
+    """Give the interface `name` the alias MADE_HERE. Raises HostError."""
+
+    async def go() -> None:
+        async with AsyncIPRoute() as kernel:
+            await kernel.link("set", ifname=name, IFLA_IFALIAS=MADE_HERE)
+
+    await rtnl.call(f"mark {name}", go)
 
 
 async def remove(name: str) -> None:
@@ -118,6 +137,17 @@ async def bring_up(name: str, *, mtu: int, addresses: Sequence[Address]) -> Addr
     return await rtnl.call(f"set up {name}", change)
 
 
+async def addresses_of(name: str) -> list[Address]:
+    """The interface's addresses, IPv6 link-local ones aside; none when it isn't there. Raises HostError."""
+
+    async def look() -> list[Address]:
+        async with AsyncIPRoute() as kernel:
+            link = await _find(kernel, name)
+            return [] if link is None else await _addresses(kernel, link.index)
+
+    return await rtnl.call(f"read the addresses of {name}", look)
+
+
 async def _up(kernel: Any, link: Link) -> None:
     try:
         await kernel.link("set", index=link.index, state="up")
@@ -145,6 +175,7 @@ def _link(message: Any) -> Link:
         kind=(info.get_attr("IFLA_INFO_KIND") if info is not None else None) or "",
         mtu=message.get_attr("IFLA_MTU"),
         is_up=bool(message["flags"] & _IFF_UP),
+        alias=message.get_attr("IFLA_IFALIAS") or "",
     )
 
 

@@ -64,7 +64,7 @@ class NetlinkWireGuard:
         self._turn = trio.Lock()  # a plan is made of what was just read: nobody writes in between
 
     async def dump(self) -> Interface:
-        """As `read`, with NO_KEY as public key while there is no private one."""
+        """See relayd.kernel.device.WireGuard."""
         messages = await self._call(f"read {self.name}", lambda wireguard: _dump(wireguard, self.name))
         return interface_of(self.name, messages)
 
@@ -83,15 +83,17 @@ class NetlinkWireGuard:
 
     async def configure(
         self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]
-    ) -> None:
+    ) -> bool:
         """See relayd.kernel.device.WireGuard."""
         async with self._turn:
             current = await self.dump()
             changes = plan(
                 current, private_key, listen_port=listen_port, fwmark=fwmark, peers=peers, now=time.time()
             )
-            if changes != Changes():
-                await self._write(f"configure {self.name}", changes)
+            if changes == Changes():
+                return False
+            await self._write(f"configure {self.name}", changes)
+            return True
 
     def close(self) -> None:
         """See relayd.kernel.device.WireGuard."""

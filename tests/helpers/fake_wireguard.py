@@ -70,6 +70,10 @@ class FakeWireGuard:
 
     # relayd.kernel.wireguard.WireGuard -------------------------------------------------------------------
 
+    async def dump(self) -> Interface:
+        self._check()
+        return self._interface
+
     async def read(self) -> Interface:
         self._check()
         if self._interface.public_key == NO_KEY:
@@ -84,7 +88,7 @@ class FakeWireGuard:
 
     async def configure(
         self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]
-    ) -> None:
+    ) -> bool:
         self._check()
         changes = plan(
             self._interface,
@@ -94,9 +98,11 @@ class FakeWireGuard:
             peers=peers,
             now=self._clock(),
         )
-        if changes != Changes():
-            self.written.append(changes)
+        if changes == Changes():
+            return False
+        self.written.append(changes)
         self._apply(changes)
+        return True
 
     def close(self) -> None:
         self.closed = True

@@ -6,7 +6,11 @@ python -m tests.kernel.vm -- python -m pytest tests/kernel -q
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
+
+from tests.kernel.agents import Agents
 from tests.kernel.vm import INSIDE
 
 inside = os.environ.get(INSIDE) == "1"
@@ -20,3 +24,10 @@ def pytest_report_header() -> str:
     if inside:
         return f"kernel tier: {os.uname().release}"
     return "kernel tier: not here, run python -m tests.kernel.vm -- python -m pytest tests/kernel"
+
+
+@pytest.fixture(scope="session")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
+    """The process that starts relayd's commands; one for all tests, as it takes seconds to begin."""
+    with Agents(tmp_path_factory.mktemp("logs")) as running:
+        yield running

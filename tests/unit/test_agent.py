@@ -15,13 +15,17 @@ import pytest
 import trio
 
 from relayd.agent import agent as agent_module
+from relayd.agent import beginning
 from relayd.agent.agent import run_agent
 from relayd.agent.loopback import derive
 from relayd.config import AgentConfig
 from relayd.errors import HostError
+from relayd.kernel.host_rules import HostRules
+from relayd.kernel.sysctls import Sysctls
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe.control import ask
 from relayd.wire.frames import DATA
+from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
 from tests.helpers.fake_wireguard import FakeWireGuard
 from tests.helpers.tiny_relay import TinyRelay, until
 
@@ -53,7 +57,13 @@ def adopt(monkeypatch: pytest.MonkeyPatch, wireguard: FakeWireGuard) -> None:
         assert name == wireguard.name
         return wireguard
 
+    def fake_rules(config: AgentConfig) -> HostRules:
+        sysctls = Sysctls(Path(config.state_dir), proc_sys(Path(config.state_dir) / "proc"))
+        return HostRules(FakeRouting(), sysctls, FakeFirewall())
+
     monkeypatch.setattr(agent_module, "open_wireguard", open_fake)
+    monkeypatch.setattr(beginning, "open_wireguard", open_fake)
+    monkeypatch.setattr(agent_module, "host_rules", fake_rules)
 
 
 async def status_of(settings: AgentConfig) -> dict[str, Any]:

@@ -228,11 +228,6 @@ AGENT_MISTAKES = {
     ),
     "a name too long": ('"wg0"', '"sixteen-letters_"', (5, "interface.name", "can't name", "1 to 15")),
     "a name that is a path": ('"wg0"', '"../wg0"', (5, "interface.name", "can't name", "1 to 15")),
-    "no private key file": (
-        'private_key_file = "private.key"\n',
-        "",
-        (4, "interface.private_key_file", "missing", 'private_key_file = "/etc/relayd/private.key"'),
-    ),
     "no address": (
         'address = ["10.0.0.1/24", "fd00::1/64"]\n',
         "",

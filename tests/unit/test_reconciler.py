@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from pathlib import Path as FilePath
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
+from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.loopback import derive
 from relayd.agent.reconciler import Reconciler
 from relayd.endpoints import Endpoint
@@ -28,16 +30,24 @@ def proxy_endpoint(key: PublicKey) -> Endpoint:
     return Endpoint(derive(key), PORT)
 
 
+async def here(function: Callable[..., None], *arguments: object) -> None:
+    """Not in a thread: the clock of these tests jumps while it waits for one."""
+    await trio.lowlevel.checkpoint()
+    function(*arguments)
+
+
 class Host:
     """An interface, and what its reconciler tells proxy and link."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_dir: FilePath) -> None:
         self.wireguard = FakeWireGuard(private_key=OWN)
         self.reopened: list[FakeWireGuard] = []
         self.peers: list[Mapping[PublicKey, IPv4Address]] = []
         self.ports: list[int] = []
         self.keys: list[PublicKey] = []
         self.connected = True
+        self.direct = DirectEndpoints(state_dir, self.wireguard.name, in_thread=here)
+        self.configured: dict[PublicKey, Endpoint] = {}
         self.lines: list[Mapping[str, object]] = []
 
     def set_peers(self, peers: Mapping[PublicKey, IPv4Address]) -> None:
@@ -65,6 +75,8 @@ class Host:
             proxy=self,
             link=self,
             address_of=derive,
+            direct=self.direct,
+            configured=self.configured,
             proxy_port=PORT,
             fresh_handshake_s=180.0,
             every_s=1.0,
@@ -82,8 +94,8 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Host:
-    return Host()
+def host(tmp_path: FilePath) -> Host:
+    return Host(tmp_path)
 
 
 async def test_proxy_knows_a_peer_before_the_kernel_sends_there(
@@ -197,3 +209,34 @@ async def test_direct_path_that_dies_under_traffic_goes_to_the_relay_with_one_li
         assert host.wireguard.endpoints_set == [(A, proxy_endpoint(A))]
     assert host.events() == ["peer.direct", "peer.relayed"]
     assert host.lines[-1]["reason"] == "no handshake for 180 s"
+
+
+async def test_what_was_direct_in_a_life_before_is_tried_when_the_relay_is_silent(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    host.wireguard.add_peer(A, endpoint=DIRECT, handshake_at=1.0)
+    async with host.reconciled():
+        await trio.sleep(1.5)
+        host.wireguard.update_peer(A, tx_bytes=148)
+        await trio.sleep(15)
+        assert host.wireguard.endpoints_set[-1] == (A, proxy_endpoint(A))
+    assert host.direct.endpoints == {A: DIRECT}
+
+    host.wireguard.closed = False
+    host.direct = DirectEndpoints(host.direct.path.parent, host.wireguard.name, in_thread=here)
+    async with host.reconciled() as reconciler:
+        assert reconciler.paths[A].reason == "relayed before"
+        await trio.sleep(1.5)
+        host.wireguard.update_peer(A, tx_bytes=296)
+        await trio.sleep(20)
+        assert host.wireguard.endpoints_set[-1] == (A, DIRECT)
+
+
+async def test_the_configurations_endpoint_is_tried_before_a_remembered_one(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    host.configured = {A: Endpoint.parse("192.0.2.77:7")}
+    host.wireguard.add_peer(A, endpoint=proxy_endpoint(A))
+    async with host.reconciled() as reconciler:
+        assert reconciler.paths[A].given_up == host.configured[A]
+    assert host.wireguard.endpoints_set == []

@@ -1,0 +1,58 @@
+"""`relayd check`: gather, judge, print; the exit status says whether there is an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+
+import trio
+
+from relayd.config import AgentConfig
+from relayd.doctor.checks import judge
+from relayd.doctor.finding import Finding
+from relayd.doctor.survey import survey
+from relayd.errors import RelaydError
+from relayd.observe.text import printable
+
+
+def check(config: AgentConfig, *, as_json: bool) -> int:
+    """Print what stands in the way of an agent with `config` (`relay` may be ""). 0 when no error was found.
+
+    Raises RelaydError when it can't be printed.
+    """
+    findings = judge(trio.run(survey, config))
+    try:
+        if as_json:
+            print(json.dumps(as_answer(config, findings), ensure_ascii=False))
+        else:
+            from relayd.doctor.view import print_findings
+
+            print_findings(findings)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RelaydError(f"can't write to standard output: {error.strerror}") from error
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def as_answer(config: AgentConfig, findings: list[Finding]) -> dict[str, object]:
+    """All of it, for --json: one line."""
+    counts = Counter(finding.level for finding in findings)
+    return {
+        "interface": config.interface,
+        "relay": config.relay or None,
+        "errors": counts["error"],
+        "warnings": counts["warning"],
+        "findings": [
+            {name: _lines(value) for name, value in asdict(finding).items()} for finding in findings
+        ],
+    }
+
+
+def _lines(text: str) -> str:
+    """What a host says of itself may have anything in it but ends of lines."""
+    return "\n".join(printable(line) for line in text.splitlines())

@@ -1,0 +1,308 @@
+"""`relayd check` on hosts that really have the fault: it is told, and the command that is told mends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Any
+
+import pytest
+
+from relayd.demo.host import check_programs
+from relayd.demo.lab import RELAYD, Lab, Node
+from relayd.demo.tunnel import Tunnel
+from relayd.errors import HostError
+from tests.helpers.netns import relay_status, snapshot, status_of, wait_until, write
+
+RELAY = "192.0.2.1:3478"
+CHECK_S = 30.0
+
+Findings = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> None:
+    try:
+        check_programs(["iptables"])
+    except HostError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def relay_host(lab: Lab) -> Node:
+    made = lab.node("relay")
+    made.relayd("serve")
+    relay_status(made)
+    return made
+
+
+@pytest.fixture
+def host(lab: Lab, relay_host: Node) -> Iterator[Node]:
+    """A node with a tunnel and a wire to the relay; a new one each time, as tests change what there is."""
+    made = lab.node("host")
+    lab.wire(relay_host, made, IPv4Network("192.0.2.0/24"))
+    Tunnel(made, IPv4Interface("198.18.6.1/24"), name="wire_kube", userspace=True)
+    yield made
+    for process in lab.processes():
+        if process.title.startswith("host"):
+            lab.discard(process)
+    relay_host.run("sh", "-c", "ip link delete to-host 2>/dev/null || true")
+
+
+def check(
+    lab: Lab, node: Node, *arguments: str, relay: str = RELAY, unable: bool = False
+) -> tuple[int, Findings]:
+    """(exit status, findings) of `relayd check` in the node; `unable`: without any capability."""
+    command = [*RELAYD, "check", "--json", *arguments, *(["--relay", relay] if relay else [])]
+    if unable:
+        # (capsh runs a shell: a drop from the bounding set counts at the next execve.)
+        command = [
+            "setpriv",
+            "--bounding-set",
+            "-all",
+            "--inh-caps",
+            "-all",
+            "--ambient-caps",
+            "-all",
+            *command,
+        ]
+    process = node.start(*command)
+    status = process.wait(CHECK_S)
+    answer: dict[str, Any] = json.loads(process.output())
+    lab.discard(process)
+    assert status == (1 if answer["errors"] else 0)
+    return status, answer["findings"]
+
+
+def faults(found: tuple[int, Findings], check: str = "") -> Findings:
+    return [one for one in found[1] if one["level"] != "ok" and check in ("", one["check"])]
+
+
+def only(found: tuple[int, Findings], check: str) -> dict[str, str]:
+    (fault,) = faults(found, check)
+    return fault
+
+
+def run_command(node: Node, finding: dict[str, str]) -> None:
+    """What the finding says mends it, as it stands there."""
+    node.run("sh", "-ec", finding["command"])
+
+
+@contextmanager
+def unchanged(node: Node) -> Iterator[None]:
+    seen = [snapshot(node)]
+
+    def settled() -> bool:  # new links and their addresses take a moment
+        seen.append(snapshot(node))
+        return seen[-1] == seen[-2] and "tentative" not in seen[-1]["addresses"]
+
+    wait_until(settled, "nothing changes by itself")
+    yield
+    assert snapshot(node) == seen[-1]
+
+
+def test_a_good_host_has_no_fault_and_nothing_is_changed(lab: Lab, host: Node) -> None:
+    with unchanged(host):
+        status, found = check(lab, host)
+    assert status == 0
+    assert [one for one in found if one["level"] != "ok"] == []
+    texts = " ".join(one["text"] for one in found)
+    assert "a frame to ourselves came back" in texts
+    assert "192.0.2.1 with the mark goes dev to-relay table main" in texts
+    assert "wire_kube is a userspace WireGuard, with 0 peers, on UDP port 51820" in texts
+
+
+def test_the_stranger_who_asks_leaves_the_relay_at_once(lab: Lab, host: Node, relay_host: Node) -> None:
+    check(lab, host)
+    wait_until(lambda: relay_status(relay_host)["connections"] == 0, "the relay has no connection")
+
+
+def test_people_are_shown_lines(lab: Lab, host: Node) -> None:
+    process = host.relayd("check")
+    assert process.wait(CHECK_S) == 0
+    lines = process.output().splitlines()
+    assert lines[0].startswith("ok       capabilities: ")
+    assert lines[-1].startswith("0 errors, 0 warnings, ")
+    lab.discard(process)
+
+
+def test_strict_rp_filter_is_found_and_its_command_mends_it(lab: Lab, host: Node) -> None:
+    host.run("sh", "-ec", "echo 1 >/proc/sys/net/ipv4/conf/wire_kube/rp_filter")
+    found = only(check(lab, host), "rp_filter")
+    assert "strict on wire_kube" in found["text"]
+    run_command(host, found)
+    assert faults(check(lab, host)) == []
+
+
+def test_a_strict_underlay_is_found_where_it_really_cuts_the_relay_off(lab: Lab, host: Node) -> None:
+    # The tunnel covers the relay's network, and the rule for marked packets is right.
+    host.ip(
+        "route add 192.0.2.0/24 dev wire_kube table 22347",
+        "rule add priority 110 fwmark 0x574b lookup main",
+        "rule add priority 200 lookup 22347",
+    )
+    host.run("sh", "-ec", "echo 1 >/proc/sys/net/ipv4/conf/to-relay/rp_filter")
+    status, findings = check(lab, host)
+    assert status == 1
+    strict = only((status, findings), "rp_filter")
+    assert (strict["level"], "strict on to-relay" in strict["text"]) == ("error", True)
+    assert faults((status, findings), "relay")
+    run_command(host, strict)
+    mended = check(lab, host)
+    assert [one for one in faults(mended) if one["level"] == "error"] == []
+
+
+def test_a_rule_of_others_that_takes_our_mark_is_found_and_its_command_mends_it(lab: Lab, host: Node) -> None:
+    host.ip(
+        "rule add priority 50 fwmark 0x700/0xf00 blackhole",
+        "rule add priority 51 fwmark 0x200/0xf00 lookup 99",
+    )
+    host.run("ip", "-6", "rule", "add", "priority", "52", "fwmark", "0x40/0x40", "lookup", "99")
+    status, findings = check(lab, host)
+    fourth, sixth = faults((status, findings), "marks")
+    assert "0x700/0xf00" in fourth["text"]
+    assert "0x40/0x40" in sixth["text"]
+    # With the mark the relay is gone, without it is there: the doctor tries both.
+    assert status == 1
+    assert "without the mark, and not with it" in only((status, findings), "relay")["text"]
+    (quiet,) = [one for one in findings if one["check"] == "marks" and one["level"] == "ok"]
+    assert "0x200/0xf00" in quiet["meaning"]
+    run_command(host, fourth)
+    run_command(host, sixth)
+    assert faults(check(lab, host)) == []
+
+
+KUBE_PROXY = """
+iptables -t nat -N KUBE-POSTROUTING
+iptables -t nat -A POSTROUTING -j KUBE-POSTROUTING
+iptables -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+iptables -t nat -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+iptables -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully
+"""
+"""As kube-proxy's iptables mode writes it."""
+
+
+def test_kube_proxys_masquerade_of_our_mark_is_found_and_its_command_mends_it(lab: Lab, host: Node) -> None:
+    host.run("sh", "-ec", KUBE_PROXY)
+    found = only(check(lab, host), "marks")
+    assert "kube-proxy" in found["text"]
+    assert "! --mark 0x4000/0x4000 -j RETURN" in found["text"]
+    run_command(host, found)
+    assert faults(check(lab, host)) == []
+
+
+def test_kubelets_chain_without_our_exception_is_found_and_its_command_mends_it(lab: Lab, host: Node) -> None:
+    host.run("sh", "-ec", "iptables -N KUBE-FIREWALL; iptables -A OUTPUT -j KUBE-FIREWALL")
+    assert faults(check(lab, host)) == []  # an agent would put it there
+    host.ip("rule add priority 110 fwmark 0x574b lookup main", "rule add priority 200 lookup 22347")
+    found = only(check(lab, host), "kube-firewall")
+    assert found["level"] == "error"
+    run_command(host, found)
+    assert faults(check(lab, host), "kube-firewall") == []
+    # A second copy, and not in front.
+    host.run("sh", "-ec", f"{found['command'].replace('-I KUBE-FIREWALL 1', '-A KUBE-FIREWALL')}")
+    twice = only(check(lab, host), "kube-firewall")
+    assert twice["level"] == "warning"
+    run_command(host, twice)
+    assert faults(check(lab, host), "kube-firewall") == []
+
+
+def test_a_loop_is_found_and_its_command_breaks_it(lab: Lab, host: Node) -> None:
+    host.ip("route add 192.0.2.0/24 dev wire_kube table 22347", "rule add priority 200 lookup 22347")
+    status, findings = check(lab, host)
+    assert status == 1
+    assert "a loop" in only((status, findings), "route")["text"]
+    run_command(host, faults((status, findings), "rules")[0])
+    assert [one for one in faults(check(lab, host)) if one["level"] == "error"] == []
+
+
+def test_a_taken_port_names_the_process_and_its_command_frees_it(lab: Lab, host: Node) -> None:
+    script = (
+        "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 22347)); "
+        "print('bound', flush=True); time.sleep(600)"
+    )
+    holder = host.start("python3", "-c", script)
+    holder.wait_for_output("bound", CHECK_S)
+    found = only(check(lab, host), "ports")
+    assert (found["level"], f"pid {holder.pid}" in found["text"]) == ("error", True)
+    assert "python3" in found["text"]
+    run_command(host, found)
+    holder.wait()
+    assert faults(check(lab, host)) == []
+
+
+def test_the_agent_itself_is_no_taken_port(lab: Lab, host: Node) -> None:
+    arguments = ["--relay", RELAY, "--interface", "wire_kube", "--state", "/run/state"]
+    agent = host.relayd("agent", *arguments)
+    wait_until(lambda: status_of(host, "/run/relayd/agent-wire_kube.sock"), "the agent answers")
+    status, findings = check(lab, host)
+    assert status == 0
+    assert "the agent has UDP port 22347 on lo" in [one["text"] for one in findings]
+    assert "an agent runs for wire_kube" in [one["text"] for one in findings]
+    agent.kill()
+    agent.wait()
+    left = only(check(lab, host), "leftovers")
+    assert "/run/relayd/agent-wire_kube.sock" in left["text"]
+
+
+def test_a_relay_that_is_down_is_found(lab: Lab, host: Node) -> None:
+    status, findings = check(lab, host, relay="192.0.2.1:3479")
+    assert status == 1
+    assert "Connection refused" in only((status, findings), "relay")["text"]
+
+
+def test_something_that_accepts_and_says_nothing_is_no_relay(lab: Lab, host: Node, relay_host: Node) -> None:
+    script = (
+        "import socket, time; s = socket.create_server(('192.0.2.1', 3480)); print('up', flush=True); "
+        "time.sleep(600)"
+    )
+    mute = relay_host.start("python3", "-c", script)
+    mute.wait_for_output("up", CHECK_S)
+    status, findings = check(lab, host, relay="192.0.2.1:3480")
+    assert status == 1
+    assert "gives no frame back" in only((status, findings), "relay")["text"]
+    lab.discard(mute)
+
+
+def test_without_capabilities_that_is_said_and_the_rest_is_looked_at(lab: Lab, host: Node) -> None:
+    status, findings = check(lab, host, unable=True)
+    assert status == 1
+    assert "CAP_NET_ADMIN is missing" in only((status, findings), "capabilities")["text"]
+    # (The relay is asked without the mark then.)
+    assert "not tried with the mark" in only((status, findings), "relay")["text"]
+    assert any("a frame to ourselves came back" in one["text"] for one in findings)
+
+
+def test_an_interface_that_is_not_wireguard_is_an_error(lab: Lab, host: Node) -> None:
+    host.ip("link add dummy0 type bridge")
+    found = only(check(lab, host, "--interface", "dummy0"), "wireguard")
+    assert (found["level"], "bridge" in found["text"]) == ("error", True)
+
+
+def test_rules_that_outlived_their_interface_are_left_over(lab: Lab, host: Node) -> None:
+    host.ip("rule add priority 110 fwmark 0x574b lookup main", "rule add priority 200 lookup 22347")
+    found = only(check(lab, host, "--interface", "gone0"), "leftovers")
+    assert found["text"].startswith("2 rules and 0 routes of ours, without an interface gone0")
+
+
+def test_the_agents_configuration_is_taken(lab: Lab, host: Node) -> None:
+    write(
+        host,
+        "/run/agent.toml",
+        f'[relay]\naddress = "{RELAY}"\n[agent]\ninterface = "wg9"\nproxy_port = 23456\n',
+    )
+    status, findings = check(lab, host, "--config", "/run/agent.toml", relay="")
+    texts = " ".join(one["text"] for one in findings)
+    assert "no interface wg9" in texts
+    assert "UDP port 23456" in texts
+    assert "a frame to ourselves came back" in texts
+    assert status == 0 or faults((status, findings), "wireguard")  # by what this kernel has
+
+
+def test_a_wrong_flag_is_told_as_everywhere(lab: Lab, host: Node) -> None:
+    process = host.relayd("check", "--relay", "nowhere")
+    assert process.wait(CHECK_S) == 2
+    assert "--relay" in process.output()
+    lab.discard(process)

@@ -1,0 +1,486 @@
+"""What is seen of a host, and what it means: each finding of `relayd check`, from facts alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from relayd import marks
+from relayd.doctor.checks import judge
+from relayd.doctor.facts import (
+    Buffers,
+    Capabilities,
+    Echo,
+    FirewallDump,
+    HostFacts,
+    PortHolder,
+    Reach,
+    RelayFacts,
+    RouteProof,
+    StateFacts,
+    UnreadFirewall,
+    WireGuardFacts,
+)
+from relayd.doctor.finding import Finding
+from relayd.kernel.firewall import Chain
+from relayd.kernel.routing import LOCAL, MAIN, Hop, Route, RoutingState, Rule
+
+WANTED = 8 << 20
+KERNEL_RULES = tuple(
+    Rule(version=version, priority=priority, table=table)
+    for version in (4, 6)
+    for priority, table in ((0, LOCAL), (32766, MAIN))
+)
+RELAY = ip_address("192.0.2.1")
+ETH0 = Hop(device="eth0", table=MAIN, gateway=ip_address("192.0.2.254"))
+TUNNEL = Hop(device="wire_kube", table=marks.TABLE)
+
+BARE = HostFacts(
+    interface="wire_kube",
+    listen_port=51820,
+    proxy_port=22347,
+    capabilities=Capabilities(net_admin=True, net_raw=True, may_mark=True),
+    wireguard=WireGuardFacts(in_kernel=True),
+    buffers=Buffers(wanted=WANTED, granted=WANTED, forced=True, rmem_max=212992),
+    state=StateFacts(path="/var/lib/wirekube"),
+    routing=RoutingState(versions=(4, 6), rules=KERNEL_RULES, routes=()),
+)
+"""A host that no agent has been started on."""
+
+
+def mark_rule(version: int = 4, priority: int = 110) -> Rule:
+    return Rule(version=version, priority=priority, table=MAIN, mark=marks.FWMARK)
+
+
+def table_rule(version: int = 4, priority: int = 200) -> Rule:
+    return Rule(version=version, priority=priority, table=marks.TABLE)
+
+
+def with_rules(*rules: Rule, routes: tuple[Route, ...] = ()) -> HostFacts:
+    everything = sorted((*KERNEL_RULES, *rules), key=lambda rule: rule.priority)
+    return replace(BARE, routing=RoutingState(versions=(4, 6), rules=tuple(everything), routes=routes))
+
+
+ROUTE = Route(destination=ip_network("10.9.0.0/24"), device="wire_kube")
+SET_UP = replace(
+    with_rules(mark_rule(), mark_rule(6), table_rule(), table_rule(6), routes=(ROUTE,)),
+    wireguard=WireGuardFacts(
+        in_kernel=True, link_kind="wireguard", is_up=True, listen_port=51820, fwmark=marks.FWMARK, peers=2
+    ),
+    sysctls={
+        "net.ipv4.conf.all.rp_filter": 0,
+        "net.ipv4.conf.wire_kube.rp_filter": 2,
+        "net.ipv4.conf.lo.accept_local": 1,
+    },
+    agent_runs=True,
+    ports=(PortHolder(22347, "0.0.0.0", 7, "python3", "python3 -m relayd agent --relay r:1"),),
+    state=StateFacts(path="/var/lib/wirekube", directory_mode=0o700, key_mode=0o600),
+)
+"""One on which it runs, and has done everything."""
+
+
+def relay(**changes: Any) -> RelayFacts:
+    facts = RelayFacts(
+        address="192.0.2.1:3478",
+        proofs=(RouteProof(address=RELAY, marked=ETH0, unmarked=ETH0),),
+        marked=Reach(peer="192.0.2.1:3478", echo="returned"),
+        unmarked=Reach(peer="192.0.2.1:3478"),
+    )
+    return replace(facts, **changes)
+
+
+def of(check: str, facts: HostFacts) -> list[Finding]:
+    return [finding for finding in judge(facts) if finding.check == check]
+
+
+def one(check: str, facts: HostFacts) -> Finding:
+    (finding,) = of(check, facts)
+    return finding
+
+
+def faults(facts: HostFacts) -> list[Finding]:
+    return [finding for finding in judge(facts) if finding.level != "ok"]
+
+
+def test_a_bare_host_has_no_fault() -> None:
+    assert faults(BARE) == []
+
+
+def test_a_host_that_is_set_up_has_no_fault() -> None:
+    assert faults(replace(SET_UP, relay=relay())) == []
+
+
+def test_a_complaint_without_a_way_out_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="what mends it"):
+        Finding("rules", "error", "something is wrong")
+
+
+def test_the_clock_is_said_not_to_matter() -> None:
+    assert "time of day" in one("clock", BARE).text
+
+
+# --- capabilities ---
+
+
+def test_without_net_admin_is_an_error_that_says_how_to_grant_it() -> None:
+    held = Capabilities(net_admin=False, net_raw=False, may_mark=False)
+    found = one("capabilities", replace(BARE, capabilities=held))
+    assert (found.level, "CAP_NET_ADMIN is missing" in found.text) == ("error", True)
+    assert "AmbientCapabilities=CAP_NET_ADMIN" in found.command
+
+
+def test_net_admin_of_another_user_namespace_is_told_from_none() -> None:
+    held = Capabilities(net_admin=True, net_raw=True, may_mark=False)
+    assert "doesn't count" in one("capabilities", replace(BARE, capabilities=held)).text
+
+
+def test_without_net_raw_is_a_warning() -> None:
+    held = Capabilities(net_admin=True, net_raw=False, may_mark=True)
+    found = one("capabilities", replace(BARE, capabilities=held))
+    assert (found.level, "CAP_NET_RAW" in found.text) == ("warning", True)
+
+
+# --- WireGuard ---
+
+
+def wireguard(**facts: Any) -> HostFacts:
+    return replace(BARE, wireguard=WireGuardFacts(**{"in_kernel": True} | facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "words", "command"),
+    [
+        ({"in_kernel": True}, "ok", "the kernel has WireGuard", ""),
+        ({"in_kernel": None}, "warning", "can't be seen", "modprobe wireguard"),
+        ({"in_kernel": False}, "error", "no WireGuard", "modprobe wireguard"),
+        (
+            {"in_kernel": False, "userspace_program": "/usr/bin/wireguard-go"},
+            "warning",
+            "/usr/bin/wireguard-go is here",
+            "wireguard-go wire_kube",
+        ),
+        ({"others": ("wg0",)}, "ok", "there is wg0", ""),
+        ({"link_kind": "dummy"}, "error", "a dummy interface, not WireGuard", "ip -details link show"),
+        ({"link_kind": "", "others": ("wg0",)}, "error", "a network device", "--interface wg0"),
+        ({"link_kind": "tun", "problem": "nothing answers"}, "error", "nothing answers", "wg show"),
+        ({"link_kind": "wireguard", "listen_port": 1}, "warning", "is down", "ip link set wire_kube up"),
+        (
+            {"link_kind": "wireguard", "is_up": True, "listen_port": 51821, "peers": 1},
+            "ok",
+            "the kernel's WireGuard, with 1 peer, on UDP port 51821",
+            "",
+        ),
+    ],
+)
+def test_wireguard(facts: dict[str, Any], level: str, words: str, command: str) -> None:
+    found = one("wireguard", wireguard(**facts))
+    assert found.level == level
+    assert words in found.text
+    assert command in found.command
+
+
+# --- ports ---
+
+
+def test_a_taken_proxy_port_names_who_has_it() -> None:
+    holder = PortHolder(22347, "0.0.0.0", 4242, "nc", "nc -lu 22347")
+    free, taken = of("ports", replace(BARE, ports=(holder,)))
+    assert free.text == "UDP port 51820, for WireGuard, is free"
+    assert (taken.level, "nc (pid 4242: nc -lu 22347)" in taken.text) == ("error", True)
+    assert taken.command.startswith("kill 4242")
+    assert "proxy_port" in taken.command
+
+
+def test_a_port_of_the_kernels_is_told_from_a_process() -> None:
+    taken = of("ports", replace(BARE, ports=(PortHolder(51820, "0.0.0.0"),)))[0]
+    assert (taken.level, "another WireGuard interface?" in taken.text) == ("error", True)
+
+
+def test_wireguards_own_port_is_no_fault_when_the_interface_is_up() -> None:
+    ports = (PortHolder(51820, "0.0.0.0"), *SET_UP.ports)
+    assert [found.level for found in of("ports", replace(SET_UP, ports=ports))] == ["ok", "ok"]
+
+
+def test_a_taken_port_is_a_fault_while_the_interface_is_down() -> None:
+    down = replace(SET_UP.wireguard, is_up=False)
+    facts = replace(SET_UP, wireguard=down, ports=(PortHolder(51820, "0.0.0.0", 9, "nc", "nc"),))
+    assert of("ports", facts)[0].level == "error"
+
+
+def test_another_agents_proxy_port_is_a_warning() -> None:
+    found = of("ports", replace(SET_UP, agent_runs=False))[1]
+    assert (found.level, "another agent's" in found.text) == ("warning", True)
+
+
+# --- buffers and sysctls ---
+
+
+def test_a_small_buffer_is_a_warning_with_the_sysctl_that_mends_it() -> None:
+    small = Buffers(wanted=WANTED, granted=212992, forced=False, rmem_max=212992)
+    found = one("buffers", replace(BARE, buffers=small))
+    assert (found.level, found.command) == ("warning", f"sysctl -w net.core.rmem_max={WANTED}")
+
+
+@pytest.mark.parametrize(("own", "everywhere", "level"), [(1, 0, "warning"), (0, 1, "warning"), (2, 1, "ok")])
+def test_the_larger_of_two_rp_filters_counts(own: int, everywhere: int, level: str) -> None:
+    sysctls = dict(SET_UP.sysctls)
+    sysctls |= {"net.ipv4.conf.all.rp_filter": everywhere, "net.ipv4.conf.wire_kube.rp_filter": own}
+    found = one("rp_filter", replace(SET_UP, sysctls=sysctls))
+    assert found.level == level
+    assert (found.command == "sysctl -w net.ipv4.conf.wire_kube.rp_filter=2") == (level == "warning")
+
+
+def test_a_strict_underlay_drops_a_relay_that_unmarked_packets_reach_by_the_tunnel() -> None:
+    facts = replace(
+        SET_UP,
+        sysctls=dict(SET_UP.sysctls) | {"net.ipv4.conf.eth0.rp_filter": 1},
+        relay=relay(proofs=(RouteProof(address=RELAY, marked=ETH0, unmarked=TUNNEL),)),
+    )
+    found = of("rp_filter", facts)[1]
+    assert (found.level, found.command) == ("error", "sysctl -w net.ipv4.conf.eth0.rp_filter=2")
+    same_way = replace(facts, relay=relay())
+    assert [one.level for one in of("rp_filter", same_way)] == ["ok"]
+
+
+def test_accept_local_that_went_missing_is_a_warning_and_before_the_first_start_is_not() -> None:
+    gone = replace(SET_UP, sysctls={"net.ipv4.conf.lo.accept_local": 0})
+    found = one("accept_local", gone)
+    assert (found.level, found.command) == ("warning", "sysctl -w net.ipv4.conf.lo.accept_local=1")
+    assert one("accept_local", replace(BARE, sysctls=gone.sysctls)).level == "ok"
+
+
+# --- policy rules ---
+
+
+def test_our_table_without_the_rule_for_marked_packets_is_an_error() -> None:
+    found = one("rules", with_rules(table_rule()))
+    assert found.level == "error"
+    assert found.command == "ip rule add priority 110 fwmark 0x574b lookup main"
+
+
+def test_the_rule_that_is_missing_goes_after_the_local_tables() -> None:
+    moved = Rule(version=6, priority=105, table=LOCAL)
+    routing = RoutingState(versions=(4, 6), rules=(KERNEL_RULES[0], moved, table_rule(6)), routes=())
+    found = one("rules", replace(BARE, routing=routing))
+    assert found.command == "ip -6 rule add priority 115 fwmark 0x574b lookup main"
+
+
+def test_marked_packets_that_skip_the_local_table_are_an_error() -> None:
+    rules = (Rule(version=4, priority=120, table=LOCAL), mark_rule(), table_rule())
+    found = one("rules", replace(BARE, routing=RoutingState(versions=(4,), rules=rules, routes=())))
+    assert (found.level, "comes before the local table's" in found.text) == ("error", True)
+    add, delete = found.command.splitlines()
+    assert add == "ip rule add priority 130 fwmark 0x574b lookup main"
+    assert delete == "ip rule del priority 110 fwmark 0x574b lookup main"
+
+
+def test_a_second_rule_is_a_warning_with_the_command_for_that_one() -> None:
+    found = one("rules", with_rules(mark_rule(), mark_rule(priority=130), table_rule()))
+    assert (found.level, found.command) == ("warning", "ip rule del priority 130 fwmark 0x574b lookup main")
+
+
+def test_rules_that_cannot_be_read_are_a_warning() -> None:
+    assert one("rules", replace(BARE, routing_problem="no netlink")).level == "warning"
+
+
+# --- marks of others ---
+
+
+def test_a_rule_of_others_that_takes_our_packets_is_printed_with_its_mask() -> None:
+    foreign = Rule(version=4, priority=50, table=99, mark=0x200, mask=0xF00)
+    other = replace(foreign, mark=0x300)
+    found = of("marks", with_rules(foreign, replace(other, priority=51), mark_rule(), table_rule()))
+    assert [finding.level for finding in found] == ["ok"]
+    taking = replace(foreign, mark=0x700, priority=52)
+    found = of("marks", with_rules(taking, mark_rule(), table_rule()))
+    assert (found[0].level, "fwmark 0x700/0xf00" in found[0].text) == ("warning", True)
+    assert found[0].command.startswith("ip rule del priority 52")
+
+
+def test_a_rule_that_is_asked_after_ours_takes_nothing() -> None:
+    late = Rule(version=4, priority=150, table=99, mark=0x700, mask=0xF00)
+    assert [finding.level for finding in of("marks", with_rules(late, mark_rule(), table_rule()))] == ["ok"]
+    assert [finding.level for finding in of("marks", with_rules(late))] == ["ok"]
+
+
+KUBE_PROXY = """\
+*nat
+:POSTROUTING ACCEPT [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+"""
+
+
+def test_kube_proxys_masquerade_is_a_warning_with_the_rule_that_goes_before_it() -> None:
+    found = of("marks", replace(BARE, firewalls=(FirewallDump("iptables-nft", KUBE_PROXY),)))
+    assert [finding.level for finding in found] == ["warning", "ok"]
+    assert "kube-proxy" in found[0].text
+    assert "0x574b & 0x4000 is 0x4000" in found[0].meaning
+    assert found[0].command == "iptables-nft -t nat -I POSTROUTING 1 -m mark --mark 0x574b -j ACCEPT"
+
+
+def test_and_is_none_once_that_rule_stands_there() -> None:
+    jump = "-A POSTROUTING -j KUBE-POSTROUTING\n"
+    mended = KUBE_PROXY.replace(jump, f"-A POSTROUTING -m mark --mark 0x574b -j ACCEPT\n{jump}")
+    found = of("marks", replace(BARE, firewalls=(FirewallDump("iptables-nft", mended),)))
+    assert [finding.level for finding in found] == ["ok"]
+
+
+def test_a_mark_that_is_overwritten_in_output_is_a_warning() -> None:
+    text = "*mangle\n-A OUTPUT -j MARK --set-xmark 0x0/0xffffffff\nCOMMIT\n"
+    found = of("marks", replace(BARE, firewalls=(FirewallDump("iptables-legacy", text),)))
+    assert found[0].level == "warning"
+    assert found[0].command == "iptables-legacy -t mangle -I OUTPUT 1 -m mark --mark 0x574b -j RETURN"
+
+
+def test_a_firewall_that_tells_nothing_is_a_warning() -> None:
+    unread = (UnreadFirewall("nft", "Operation not permitted"),)
+    found = of("marks", replace(BARE, unread_firewalls=unread))
+    assert (found[0].level, found[0].command) == ("warning", "sudo nft list ruleset")
+
+
+# --- kubelet's chain ---
+
+
+def test_kube_firewall_without_our_rule_is_an_error_once_the_host_is_set_up() -> None:
+    chains = (Chain("nft", 2, ()),)
+    found = one("kube-firewall", replace(SET_UP, kube_chains=chains))
+    assert found.level == "error"
+    assert found.command == (
+        "iptables-nft -t filter -I KUBE-FIREWALL 1 -m mark --mark 0x574b -d 127.0.0.0/8 -j ACCEPT "
+        "-m comment --comment 'wirekube: allow WG relay proxy on loopback'"
+    )
+    assert one("kube-firewall", replace(BARE, kube_chains=chains)).level == "ok"
+
+
+def test_kube_firewall_with_our_rule_first_is_ok_and_later_or_twice_a_warning() -> None:
+    assert one("kube-firewall", replace(SET_UP, kube_chains=(Chain("legacy", 3, (1,)),))).level == "ok"
+    for ours in ((2,), (1, 2)):
+        found = one("kube-firewall", replace(SET_UP, kube_chains=(Chain("legacy", 3, ours),)))
+        assert found.level == "warning"
+        assert found.command.count("iptables-legacy -t filter -D ") == len(ours)
+
+
+# --- the relay ---
+
+
+def test_without_a_relay_the_way_to_it_is_not_looked_at() -> None:
+    assert "no relay is named" in one("route", BARE).text
+    assert of("relay", BARE) == []
+
+
+def test_a_relay_through_the_tunnel_is_a_loop() -> None:
+    looped = relay(proofs=(RouteProof(address=RELAY, marked=TUNNEL, unmarked=TUNNEL),))
+    found = one("route", replace(with_rules(table_rule()), relay=looped))
+    assert (found.level, "a loop" in found.text) == ("error", True)
+    assert found.command.splitlines() == [
+        "ip rule add priority 110 fwmark 0x574b lookup main",
+        "ip route get 192.0.2.1 mark 0x574b   # through wire_kube still: it is the main table's route",
+    ]
+
+
+def test_a_relay_that_only_the_tunnel_reaches_is_an_error_and_no_loop() -> None:
+    by_table = relay(proofs=(RouteProof(address=RELAY, marked=TUNNEL, unmarked=TUNNEL),))
+    found = one("route", replace(SET_UP, relay=by_table))
+    assert (found.level, "the main table has no way there" in found.text) == ("error", True)
+
+
+def test_one_family_without_a_route_is_a_warning_when_the_other_has_one() -> None:
+    sixth = RouteProof(address=ip_address("2001:db8::1"), marked=None, unmarked=None)
+    found = of("route", replace(SET_UP, relay=relay(proofs=(*relay().proofs, sixth))))
+    assert [finding.level for finding in found] == ["ok", "warning"]
+    assert found[1].command == "ip -6 route get 2001:db8::1 mark 0x574b"
+    assert one("route", replace(SET_UP, relay=relay(proofs=(sixth,)))).level == "error"
+
+
+def test_a_name_without_an_address_is_an_error() -> None:
+    facts = RelayFacts(address="nowhere.invalid:3478", problem="Name or service not known")
+    found = one("route", replace(BARE, relay=facts))
+    assert (found.level, found.command) == ("error", "getent ahosts nowhere.invalid")
+
+
+DOWN = Reach(problem="Connection refused")
+
+
+def test_a_relay_that_is_down_is_one_error() -> None:
+    found = one("relay", replace(SET_UP, relay=relay(marked=DOWN, unmarked=DOWN)))
+    assert (found.level, "Connection refused" in found.text) == ("error", True)
+    assert found.command.startswith("nc -vz 192.0.2.1 3478\n")
+
+
+def test_a_relay_that_marked_packets_alone_don_t_reach_is_an_error() -> None:
+    found = one("relay", replace(SET_UP, relay=relay(marked=DOWN)))
+    assert (found.level, "not with it" in found.text) == ("error", True)
+    assert found.command == "ip rule; ip route get 192.0.2.1 mark 0x574b"
+
+
+def test_a_relay_that_only_marked_packets_reach_is_fine() -> None:
+    found = of("relay", replace(SET_UP, relay=relay(unmarked=DOWN)))
+    assert [finding.level for finding in found] == ["ok", "ok"]
+
+
+def test_not_being_allowed_to_mark_is_said_and_the_relay_asked_all_the_same() -> None:
+    unmarked = Reach(peer="192.0.2.1:3478", echo="returned")
+    found = of("relay", replace(BARE, relay=relay(marked=None, unmarked=unmarked)))
+    assert [finding.level for finding in found] == ["warning", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("echo", "level", "words"),
+    [
+        ("returned", "ok", "came back"),
+        ("refused", "ok", "lets no stranger in: not on the list"),
+        ("closed", "warning", "closed the connection"),
+        ("silent", "error", "gives no frame back"),
+    ],
+)
+def test_what_became_of_the_frame(echo: Echo, level: str, words: str) -> None:
+    marked = Reach(peer="192.0.2.1:3478", echo=echo, words="not on the list")
+    found = of("relay", replace(SET_UP, relay=relay(marked=marked)))[-1]
+    assert (found.level, words in found.text) == (level, True)
+
+
+# --- state and leftovers ---
+
+
+def test_a_key_that_others_can_read_is_a_warning() -> None:
+    readable = StateFacts(path="/var/lib/wirekube", directory_mode=0o700, key_mode=0o644)
+    found = one("state", replace(SET_UP, state=readable))
+    assert (found.level, found.command) == ("warning", "chmod 600 /var/lib/wirekube/privatekey")
+
+
+def test_a_directory_that_others_can_write_is_a_warning_and_one_they_can_list_is_not() -> None:
+    for mode, level in ((0o777, "warning"), (0o755, "ok")):
+        listed = StateFacts(path="/var/lib/wirekube", directory_mode=mode, key_mode=0o600)
+        assert one("state", replace(SET_UP, state=listed)).level == level
+
+
+def test_a_state_that_cannot_be_looked_at_is_a_warning() -> None:
+    hidden = StateFacts(path="/var/lib/wirekube", problem="Permission denied")
+    assert one("state", replace(BARE, state=hidden)).level == "warning"
+
+
+def test_rules_without_their_interface_are_left_over() -> None:
+    found = one("leftovers", with_rules(mark_rule(), table_rule(), routes=(ROUTE,)))
+    assert (found.level, found.text[:30]) == ("warning", "2 rules and 1 route of ours, w")
+    assert found.command.splitlines() == [
+        "relayd cleanup --interface wire_kube --dry-run",
+        "relayd cleanup --interface wire_kube",
+    ]
+
+
+def test_what_outlives_its_agent_on_purpose_is_no_fault() -> None:
+    found = one("leftovers", replace(SET_UP, agent_runs=False))
+    assert (found.level, "stay meanwhile" in found.text) == ("ok", True)
+
+
+def test_a_socket_that_nobody_answers_at_is_a_warning() -> None:
+    found = of("leftovers", replace(BARE, stale_socket="/run/relayd/agent-wire_kube.sock"))
+    assert [finding.level for finding in found] == ["warning", "ok"]

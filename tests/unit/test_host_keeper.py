@@ -1,0 +1,176 @@
+"""host_keeper: looks when there is news, every half minute anyway, and says each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from relayd import marks
+from relayd.agent.host_keeper import EVERY_S, HostKeeper
+from relayd.coordination.model import RelayAddress
+from relayd.errors import HostError
+from relayd.kernel import host_rules
+from relayd.kernel.host_rules import HostRules, Inventory, LoopError
+from relayd.kernel.routing import Address, RoutingChanges
+from relayd.kernel.sysctls import Sysctls
+from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
+
+OURS = host_rules.owned("wire_kube", [ip_interface("10.8.0.1/24")], [ip_network("10.9.0.0/24")])
+RELAY = RelayAddress("relay.example.net", 3478)
+
+
+class Host:
+    """A host in memory, and the keeper's surroundings."""
+
+    def __init__(self, directory: Path) -> None:
+        self.routing = FakeRouting()
+        self.routing.main[ip_network("0.0.0.0/0")] = "eth0"
+        self.firewall = FakeFirewall()
+        self.rules = HostRules(self.routing, Sysctls(directory, proc_sys(directory / "proc")), self.firewall)
+        self.addresses: list[Address] = [ip_address("192.0.2.9")]
+        self.looks = 0
+        self.interface_problem: HostError | None = None
+        self.news: Callable[[], None] = lambda: None
+        self.lines: list[Mapping[str, object]] = []
+
+    async def resolve(self, relay: RelayAddress) -> Sequence[Address]:
+        await trio.lowlevel.checkpoint()
+        return self.addresses
+
+    async def keep_interface(self) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        self.looks += 1
+        if self.interface_problem is not None:
+            raise self.interface_problem
+        return []
+
+    async def watch(self, interface: str, changed: Callable[[], None]) -> None:
+        self.news = changed
+        await trio.sleep_forever()
+
+    def keeper(self, inventory: Inventory = OURS) -> HostKeeper:
+        return HostKeeper(
+            self.rules,
+            inventory,
+            RELAY,
+            keep_interface=self.keep_interface,
+            resolve=self.resolve,
+            watch=self.watch,
+        )
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[HostKeeper]:
+        keeper = self.keeper()
+        with capture_logs() as lines:
+            self.lines = lines  # type: ignore[assignment]  # structlog's own kind of mapping
+            await keeper.begin()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(keeper.run)
+                yield keeper
+                nursery.cancel_scope.cancel()
+
+    def events(self) -> list[str]:
+        return [str(line["event"]) for line in self.lines]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+async def test_what_goes_comes_back_as_soon_as_there_is_news(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept():
+        right = list(host.routing.rules)
+        await trio.sleep(1)
+        del host.routing.rules[1]
+        host.news()
+        await trio.sleep(1.9)
+        assert host.routing.rules == right
+    assert host.events().count("host.restored") == 1
+
+
+async def test_what_the_kernel_tells_nobody_comes_back_within_half_a_minute(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept():
+        right = list(host.routing.rules)
+        writes = len(host.routing.writes)
+        await trio.sleep(10 * EVERY_S)
+        assert len(host.routing.writes) == writes
+        del host.routing.rules[1]
+        await trio.sleep(EVERY_S + 1)
+        assert host.routing.rules == right
+
+
+async def test_many_pieces_of_news_are_one_look(host: Host, autojump_clock: trio.testing.MockClock) -> None:
+    async with host.kept():
+        await trio.sleep(1)
+        looks = host.looks
+        for _ in range(100):
+            host.news()
+            await trio.sleep(0.001)
+        await trio.sleep(2)
+        assert host.looks == looks + 1
+
+
+async def test_a_problem_is_told_once_and_so_is_its_end(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept() as keeper:
+        host.interface_problem = HostError("wire_kube is a veth interface")
+        await trio.sleep(5 * EVERY_S)
+        assert keeper.problems == ["wire_kube is a veth interface"]
+        host.interface_problem = None
+        await trio.sleep(2 * EVERY_S)
+        assert keeper.problems == []
+    assert [event for event in host.events() if event != "host.changed"] == ["host.wrong", "host.right"]
+
+
+async def test_a_name_server_that_is_away_changes_no_address(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept() as keeper:
+        host.addresses = []
+        host.routing.main[ip_network("192.0.2.0/24")] = "wire_kube"
+        await trio.sleep(2 * EVERY_S)
+        assert "the relay 192.0.2.9 would be reached through wire_kube" in keeper.problems[0]
+
+
+async def test_beside_an_adopted_full_tunnel_the_rule_is_added_when_it_helps(host: Host) -> None:
+    # As wg-quick has it: a table that everything looks into before main.
+    full = host_rules.table_rule(4)
+    tunnel = replace(OURS.routes[0], destination=ip_network("0.0.0.0/0"), device="wg0", source=None)
+    await host.routing.write(RoutingChanges(add_rules=(full,), set_routes=(tunnel,)))
+    keeper = host.keeper(host_rules.adopted("wg0", mark_rule=False))
+    with capture_logs() as lines:
+        await keeper.begin()
+    assert keeper.inventory.mark_rule
+    assert "host.rule_needed" in [line["event"] for line in lines]
+    # In its next life nothing shows any more that it was needed: it is kept all the same.
+    again = host.keeper(host_rules.adopted("wg0", mark_rule=False))
+    await again.begin()
+    assert again.inventory.mark_rule
+
+
+async def test_beside_an_adopted_tunnel_that_holds_the_relay_it_is_refused(host: Host) -> None:
+    host.routing.main[ip_network("192.0.2.0/24")] = "wg0"
+    before = list(host.routing.rules)
+    with pytest.raises(LoopError, match="through wg0 itself"):
+        await host.keeper(host_rules.adopted("wg0", mark_rule=False)).begin()
+    assert host.routing.rules == before
+
+
+async def test_beside_an_ordinary_tunnel_nothing_is_added(host: Host) -> None:
+    before = list(host.routing.rules)
+    await host.keeper(host_rules.adopted("wg0", mark_rule=False)).begin()
+    assert host.routing.rules == before
+    assert marks.TABLE not in {rule.table for rule in host.routing.rules}
