@@ -9,6 +9,9 @@ from relayd.doctor.facts import HostFacts, PortHolder
 from relayd.doctor.finding import Finding
 from relayd.doctor.ours import is_set_up, our_rules
 
+MAX_COMMAND = 80
+"""Characters of a command line that are shown. Whose it is, is judged by all of it."""
+
 # --- capabilities ---
 
 
@@ -175,7 +178,10 @@ def _port(port: int, purpose: str, holder: PortHolder | None, meaning: str, sett
 def _named(holder: PortHolder) -> str:
     if holder.pid is None:
         return "the kernel (another WireGuard interface?) or a process that can't be seen from here"
-    return f"{holder.name} (pid {holder.pid}: {holder.command})"
+    command = holder.command
+    if len(command) > MAX_COMMAND:
+        command = command[: MAX_COMMAND - 3] + "..."
+    return f"{holder.name} (pid {holder.pid}: {command})"
 
 
 def _is_agent(holder: PortHolder) -> bool:

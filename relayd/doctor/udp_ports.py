@@ -11,9 +11,6 @@ from pathlib import Path
 from relayd.doctor.facts import PortHolder
 from relayd.observe.text import printable
 
-MAX_COMMAND = 80
-"""Characters of a command line that are shown."""
-
 _TABLES = {"udp": socket.AF_INET, "udp6": socket.AF_INET6}
 
 
@@ -73,7 +70,4 @@ def _owners(inodes: set[int]) -> dict[int, tuple[int, str, str]]:
 def _names(process: Path) -> tuple[str, str]:
     name = (process / "comm").read_text().strip()
     words = (process / "cmdline").read_bytes().decode(errors="replace").strip("\0").split("\0")
-    command = printable(" ".join(words))
-    if len(command) > MAX_COMMAND:
-        command = command[: MAX_COMMAND - 3] + "..."
-    return printable(name), command
+    return printable(name), printable(" ".join(words))

@@ -185,6 +185,18 @@ def test_wireguard(facts: dict[str, Any], level: str, words: str, command: str) 
 # --- ports ---
 
 
+def test_an_agent_is_known_however_long_its_interpreters_path_is() -> None:
+    long = f"/{'deep/' * 40}bin/python -m relayd agent --relay r:1"
+    facts = replace(SET_UP, ports=(PortHolder(22347, "0.0.0.0", 7, "python", long),))
+    assert [found.level for found in of("ports", facts) if "22347" in found.text] == ["ok"]
+
+
+def test_a_long_command_line_is_cut_where_it_is_shown() -> None:
+    facts = replace(BARE, ports=(PortHolder(22347, "0.0.0.0", 7, "nc", "nc " + "x" * 500),))
+    (taken,) = (found for found in of("ports", facts) if found.level == "error")
+    assert len(taken.text) < 200
+
+
 def test_a_taken_proxy_port_names_who_has_it() -> None:
     holder = PortHolder(22347, "0.0.0.0", 4242, "nc", "nc -lu 22347")
     free, taken = of("ports", replace(BARE, ports=(holder,)))
