@@ -271,7 +271,7 @@ def test_a_relayed_peer_is_back_in_two_seconds_after_a_kill(node: Node, tmp_path
     agent.wait_for("link.connected")
     soon(reached, 20)
     right = node.shown()
-    assert re.search(rf"{KEY_B.public()}\t\S+\t127\.", right)
+    assert re.search(rf"{re.escape(str(KEY_B.public()))}\t\S+\t127\.", right)
     pings = Ping(tmp_path, interval_s=0.05)
     for number in (signal.SIGKILL, signal.SIGTERM):
         time.sleep(0.5)
