@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Self
+
+MAX_HOST_NAME = 253
+"""Characters of a DNS name in its textual form (RFC 1035, section 2.3.4)."""
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# The dot is no part of what repeats without one: with an optional dot, labels could be cut in as many ways as
+# there are subsets of their characters, and a name that fails would be tried in all of them.
+_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
+
+
+def is_host_name(text: str) -> bool:
+    """Whether `text` can be a DNS name, with or without the last dot. IPv4 addresses look like one too."""
+    return len(text) <= MAX_HOST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
 def split_host_port(text: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from ipaddress import IPv6Address
 from typing import Self
 from urllib.parse import quote, unquote
 
-from relayd.endpoints import split_host_port
+from relayd.endpoints import is_host_name, split_host_port
 from relayd.keys import KEY_BYTES, PublicKey
 from relayd.tokens import check_token
 
@@ -169,5 +169,5 @@ def _check_host(host: str) -> None:
             IPv6Address(host)
         except ValueError:
             raise ValueError(f"{host!r} is not an IPv6 address") from None
-    elif len(host) > 253 or not re.fullmatch(r"([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+", host):
+    elif not is_host_name(host):
         raise ValueError(f"{host!r} is not a host name or an address")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from relayd import marks
 from relayd.config.types import LogMode
-from relayd.endpoints import Endpoint, split_host_port
+from relayd.endpoints import Endpoint, is_host_name, split_host_port
 from relayd.keys import PublicKey
 from relayd.wire.frames import MAX_PAYLOAD
 
@@ -39,9 +39,6 @@ MAX_MTU = MAX_PAYLOAD - WIREGUARD_BYTES
 
 MAX_SOCKET_PATH_BYTES = 107
 """`sun_path` has 108 with the closing NUL (unix(7))."""
-
-MAX_HOST_NAME = 253
-"""Characters of a DNS name as written (RFC 1035, section 2.3.4)."""
 
 _TYPES = {
     bool: "a boolean",
@@ -275,8 +272,7 @@ def relay_address(value: object) -> str:
         if endpoint.address.is_unspecified or endpoint.address.is_multicast:
             raise WrongError(f"{host!r} is not the address of one host", f"HOST:PORT, for example {example}")
         return str(endpoint)
-    label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-    if len(host) > MAX_HOST_NAME or not re.fullmatch(rf"(?:{label}\.)*{label}\.?", host):
+    if not is_host_name(host):
         raise WrongError(f"{host!r} is not a host name", f"HOST:PORT, for example {example}")
     if re.fullmatch(r"[0-9.]+", host):  # the C library would take 10.1 for 10.0.0.1
         raise WrongError(f"{host!r} is not an IPv4 address", f"HOST:PORT, for example {example}")

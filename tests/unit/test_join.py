@@ -178,3 +178,10 @@ def test_what_can_not_be_a_token_is_refused_unquoted(text: str) -> None:
     with pytest.raises(ValueError, match="token") as caught:
         check_token(text)
     assert not text or text not in str(caught.value)
+
+
+@pytest.mark.timeout(10)
+def test_a_long_name_with_a_mistake_at_its_end_is_refused_at_once() -> None:
+    """Labels with an optional dot between them could be cut in 2^60 ways; each was tried."""
+    with pytest.raises(ValueError, match="host name"):
+        JoinString.parse(f"relayd://{'a' * 60}!:1?token={TOKEN}")
