@@ -17,11 +17,9 @@ from bench.connections import (
     Link,
     Receiver,
     checked_by,
-    close_links,
+    connected,
     drain,
     explain_sender,
-    open_links,
-    poller_of,
     received_by,
 )
 from bench.model import Measurement, Spec
@@ -85,13 +83,8 @@ class _Flow:
 
 def run_bulk(spec: Spec, pids: tuple[int, ...]) -> Measurement:
     """Run the load; raises BenchError when a connection fails or a frame isn't as sent."""
-    links = open_links(spec)
-    epoll = poller_of(links)
-    try:
+    with connected(spec) as (links, epoll):
         return _run(spec, pids, links, epoll)
-    finally:
-        epoll.close()
-        close_links(links)
 
 
 def _run(spec: Spec, pids: tuple[int, ...], links: list[Link], epoll: select.epoll) -> Measurement:

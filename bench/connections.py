@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import resource
 import select
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.frames import Check, Ring, frame_bytes, key_of
@@ -294,6 +295,18 @@ def poller_of(links: list[Link]) -> select.epoll:
     return epoll
 
 
+@contextlib.contextmanager
+def connected(spec: Spec) -> Iterator[tuple[list[Link], select.epoll]]:
+    """`open_links(spec)` and their `poller_of`, closed at the end. Raises BenchError."""
+    links = open_links(spec)
+    epoll = poller_of(links)
+    try:
+        yield links, epoll
+    finally:
+        epoll.close()
+        close_links(links)
+
+
 def explain_sender(sock: socket.socket) -> BenchError:
     """Why a sender's connection became readable, which it never should."""
     try:
@@ -316,7 +329,7 @@ def drain(links: list[Link], epoll: select.epoll, buffer: bytearray, outstanding
         for fd, _ in epoll.poll(0.05):
             receiver = receivers.get(fd)
             if receiver is not None:
-                with suppress(BlockingIOError):
+                with contextlib.suppress(BlockingIOError):
                     count = receiver.take(buffer)
                     got += count
                     if receiver.measured:

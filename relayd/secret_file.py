@@ -38,7 +38,15 @@ def relay_key(state_dir: Path) -> PrivateKey:
     Raises ConfigError for a file that holds no key or that others can read, HostError when it can't be read
     or written.
     """
-    return read_or_make(state_dir / RELAY_KEY, make=_new_key, parse=_parse_key)
+    return private_key(state_dir / RELAY_KEY)
+
+
+def private_key(path: Path) -> PrivateKey:
+    """The WireGuard key in the file at `path`, in `wg genkey`'s form; made when there is none.
+
+    Raises ConfigError and HostError as `read_or_make` does.
+    """
+    return read_or_make(path, make=_new_key, parse=_parse_key)
 
 
 def new_token() -> str:

@@ -14,6 +14,7 @@ import trio
 from relayd.config import RUN_DIR
 from relayd.errors import RelaydError
 from relayd.observe import control
+from relayd.observe.output import printing
 
 SAMPLE_S = 0.5
 """Between two looks at a relay, for rates."""
@@ -44,7 +45,7 @@ def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) ->
         )
     found = trio.run(_ask_all, paths, 0.0 if as_json else SAMPLE_S)
     answered = [one for one in found if one.error is None]
-    try:
+    with printing():
         if as_json:
             for one in answered:
                 print(json.dumps(one.first, ensure_ascii=False))
@@ -52,12 +53,6 @@ def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) ->
             from relayd.status_view import print_status
 
             print_status([(one.first, one.later) for one in answered])
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise RelaydError(f"can't write to standard output: {error.strerror}") from error
     for one in found:
         if one.error is not None:
             print(f"relayd: {one.error}", file=sys.stderr)

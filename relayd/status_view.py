@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relayd.observe.output import page
 from relayd.observe.text import printable
 
 Status = Mapping[str, Any]
@@ -18,8 +18,6 @@ TERMINAL_ROWS = 30
 """Peers of a relay shown on a terminal, the busiest first; elsewhere, and with --json, all of them."""
 WIDE_COLUMNS = 120
 """From here on a peer's reason has a column of its own; below, it stands under the endpoint."""
-PLAIN_COLUMNS = 4096
-"""Not a terminal: a line is a line, however long, for grep and awk."""
 
 _STYLE_OF_PATH = {"direct": "green", "relay": "yellow", "none": "bold red"}
 _STYLE_OF_STATE = {"connected": "green"}
@@ -32,14 +30,7 @@ def print_status(
 
     `file` stands for standard output and `columns` for the terminal's width, for tests.
     """
-    stream = file if file is not None else sys.stdout
-    if stream is None:
-        return  # standard output was closed before we began
-    terminal = stream.isatty() or (file is not None and columns is not None)
-    width = columns if columns is not None else (None if terminal else PLAIN_COLUMNS)
-    console = Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
-    # Written by ourselves: rich would make of a closed pipe an exit of its own.
-    with console.capture() as captured:
+    with page(file=file, columns=columns) as (console, terminal):
         for number, (first, later) in enumerate(answers):
             if number:
                 console.print()
@@ -47,7 +38,6 @@ def print_status(
                 _print_relay(console, first, later, rows=TERMINAL_ROWS if terminal else None)
             else:
                 _print_agent(console, first, wide=not terminal or console.width >= WIDE_COLUMNS)
-    stream.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
 # --- agent ---

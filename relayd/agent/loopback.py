@@ -12,7 +12,6 @@ colliding peers gets another address, which the next reconciliation tells the ke
 from __future__ import annotations
 
 import contextlib
-import os
 from hashlib import blake2b
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -20,11 +19,12 @@ from pathlib import Path
 import msgspec
 
 from relayd.errors import HostError
+from relayd.kernel.state_dir import LOOPBACK, LOOPBACK_BAD, write_json
 from relayd.keys import PublicKey
 from relayd.marks import PROXY_NETWORK
 from relayd.observe import log
 
-FILE_NAME = "loopback.json"
+FILE_NAME = LOOPBACK
 
 ATTEMPTS = 1000
 """Hashes tried for one key. Were half of the four million addresses taken, ten would do nearly always."""
@@ -102,7 +102,7 @@ class LoopbackAddresses:
             self._log.warning("loopback.unreadable", error=error.strerror)
             return {}
         except ValueError as error:  # msgspec's errors are ValueErrors
-            kept = self._path.with_suffix(".bad")
+            kept = self._path.with_name(LOOPBACK_BAD)
             with contextlib.suppress(OSError):  # a read-only directory: the next start says the same again
                 self._path.replace(kept)
             self._log.warning("loopback.malformed", error=str(error), kept=str(kept))
@@ -112,19 +112,11 @@ class LoopbackAddresses:
     def _save(self) -> None:
         """Replace the file in one step. When that fails, the log says so once and the addresses hold on."""
         memory = _Memory(version=1, addresses={str(key): str(a) for key, a in self._remembered.items()})
-        new = self._path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new.unlink(missing_ok=True)
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(memory)) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
-        except OSError as error:
+            write_json(self._path, memory)
+        except HostError as error:
             if not self._write_failed:
-                self._log.warning("loopback.unsaved", error=error.strerror)
+                self._log.warning("loopback.unsaved", error=str(error))
             self._write_failed = True
         else:
             self._write_failed = False

@@ -18,14 +18,12 @@ import trio
 from relayd.errors import RemoteProtocolError
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
+from relayd.netio.tcp import IOV_MAX
 from relayd.wire.frames import DATA
 from relayd.wire.runs import Run, scan
 
 BUFFER_BYTES = 256 << 10
 """One read's worth, shared by all connections of a process: it is used up before the handler returns."""
-
-IOV_MAX = 1024
-"""Most pieces that one sendmsg takes (limits.h)."""
 
 WRITABLE = select.EPOLLIN | select.EPOLLOUT
 

@@ -19,6 +19,7 @@ from relayd import marks
 from relayd.coordination.model import RelayAddress
 from relayd.endpoints import Endpoint
 from relayd.kernel import hints
+from relayd.netio.tcp import set_options
 
 STAGGER_S = 0.25
 """Head start of an address over the next one: the connection attempt delay of RFC 8305, section 5."""
@@ -28,9 +29,6 @@ MAX_ADDRESSES = 16
 
 USER_TIMEOUT_MS = 10_000
 """Bytes that stay unacknowledged for this long mean that the relay is gone (tcp(7))."""
-
-NOTSENT_LOWAT_BYTES = 128 << 10
-"""Unsent bytes that the kernel holds; the rest waits in the outbox, where it can be counted and dropped."""
 
 Target: TypeAlias = tuple[int, Any]
 """An address family and an address as connect() takes it."""
@@ -108,9 +106,7 @@ def marked_socket(family: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         marks.set_mark(sock)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+        set_options(sock, user_timeout_ms=USER_TIMEOUT_MS)
     except PermissionError as error:
         sock.close()
         raise hints.lacks_capability("mark the relay connection") from error

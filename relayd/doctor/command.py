@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from dataclasses import asdict
 
@@ -13,7 +12,7 @@ from relayd.config import AgentConfig
 from relayd.doctor.checks import judge
 from relayd.doctor.finding import Finding
 from relayd.doctor.survey import survey
-from relayd.errors import RelaydError
+from relayd.observe.output import printing
 from relayd.observe.text import printable
 
 
@@ -23,19 +22,13 @@ def check(config: AgentConfig, *, as_json: bool) -> int:
     Raises RelaydError when it can't be printed.
     """
     findings = judge(trio.run(survey, config))
-    try:
+    with printing():
         if as_json:
             print(json.dumps(as_answer(config, findings), ensure_ascii=False))
         else:
             from relayd.doctor.view import print_findings
 
             print_findings(findings)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise RelaydError(f"can't write to standard output: {error.strerror}") from error
     return 1 if any(finding.level == "error" for finding in findings) else 0
 
 

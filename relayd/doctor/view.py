@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -11,10 +10,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from relayd.doctor.finding import Finding, Level
+from relayd.observe.output import page
 from relayd.observe.text import printable
-
-PLAIN_COLUMNS = 4096
-"""Not a terminal: a line is a line, however long, for grep."""
 
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _INDENT = 9
@@ -25,14 +22,7 @@ def print_findings(
     findings: Sequence[Finding], *, file: TextIO | None = None, columns: int | None = None
 ) -> None:
     """Print them, and how many of each there are. `file` and `columns` stand for the terminal, for tests."""
-    stream = file if file is not None else sys.stdout
-    if stream is None:
-        return  # standard output was closed before we began
-    terminal = stream.isatty() or (file is not None and columns is not None)
-    width = columns if columns is not None else (None if terminal else PLAIN_COLUMNS)
-    console = Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
-    # Written by ourselves: rich would make of a closed pipe an exit of its own.
-    with console.capture() as captured:
+    with page(file=file, columns=columns) as (console, _):
         for finding in findings:
             _print_one(console, finding)
         counts = {level: sum(one.level == level for one in findings) for level in _STYLES}
@@ -40,7 +30,6 @@ def print_findings(
             f"{_several(counts['error'], 'error')}, {_several(counts['warning'], 'warning')}, "
             f"{counts['ok']} ok"
         )
-    stream.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
 def _print_one(console: Console, finding: Finding) -> None:

@@ -10,13 +10,11 @@ import dataclasses
 import errno
 import socket
 import sys
-import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, TypeVar
 
-import trio
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic.wireguard import (
@@ -32,8 +30,9 @@ from pyroute2.netlink.generic.wireguard import (
 
 from relayd.endpoints import Endpoint
 from relayd.kernel import discover, hints, links, rtnl
-from relayd.kernel.device import NO_KEY, Changes, Interface, Network, Peer, PeerChange, PeerSettings, plan
-from relayd.keys import PrivateKey, PublicKey
+from relayd.kernel.device import NO_KEY, Changes, Interface, Network, Peer
+from relayd.kernel.planned import PlannedWireGuard
+from relayd.keys import PublicKey
 
 ALLOWED_IPS_A_MESSAGE = 500
 """At most 28 + 8 bytes each: a third of what a netlink attribute can hold (65,535 bytes)."""
@@ -56,47 +55,13 @@ class _NotThereError(Exception):
         self.code = code
 
 
-class NetlinkWireGuard:
-    """An interface of kind "wireguard". Holds no socket between calls: nothing to lose, nothing to close."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._turn = trio.Lock()  # a plan is made of what was just read: nobody writes in between
+class NetlinkWireGuard(PlannedWireGuard):
+    """An interface of kind "wireguard"."""
 
     async def dump(self) -> Interface:
         """See relayd.kernel.device.WireGuard."""
         messages = await self._call(f"read {self.name}", lambda wireguard: _dump(wireguard, self.name))
         return interface_of(self.name, messages)
-
-    async def read(self) -> Interface:
-        """See relayd.kernel.device.WireGuard."""
-        interface = await self.dump()
-        if interface.public_key == NO_KEY:
-            raise hints.no_private_key(self.name)
-        return interface
-
-    async def set_endpoint(self, key: PublicKey, endpoint: Endpoint) -> None:
-        """See relayd.kernel.device.WireGuard."""
-        change = Changes(peers=(PeerChange(key=key, endpoint=endpoint),))
-        async with self._turn:
-            await self._write(f"set the endpoint of {key.short()} on {self.name}", change)
-
-    async def configure(
-        self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]
-    ) -> bool:
-        """See relayd.kernel.device.WireGuard."""
-        async with self._turn:
-            current = await self.dump()
-            changes = plan(
-                current, private_key, listen_port=listen_port, fwmark=fwmark, peers=peers, now=time.time()
-            )
-            if changes == Changes():
-                return False
-            await self._write(f"configure {self.name}", changes)
-            return True
-
-    def close(self) -> None:
-        """See relayd.kernel.device.WireGuard."""
 
     async def _write(self, attempt: str, changes: Changes) -> None:
         async def write(wireguard: Any) -> None:

@@ -25,8 +25,10 @@ from relayd.observe import log
 
 SYSCTLS = "sysctls.json"
 CLEAN_STATE_DONE = "clean-state.done"
+LOOPBACK = "loopback.json"
+LOOPBACK_BAD = "loopback.bad"
 
-_OF_ALL = (KEY_FILE, SYSCTLS, CLEAN_STATE_DONE, "loopback.json", "loopback.new", "loopback.bad")
+_OF_ALL = (KEY_FILE, SYSCTLS, CLEAN_STATE_DONE, LOOPBACK, LOOPBACK_BAD)
 _BEING_WRITTEN = ".{name}.*"
 """What a process that was killed while it wrote leaves; `relayd.secret_file` names its files alike."""
 

@@ -8,8 +8,7 @@ connection a request, as `wg` does it: a process that was restarted in between i
 from __future__ import annotations
 
 import errno
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 
@@ -18,7 +17,8 @@ import trio
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError, RemoteProtocolError
 from relayd.kernel import hints
-from relayd.kernel.device import NO_KEY, Changes, Interface, Network, Peer, PeerChange, PeerSettings, plan
+from relayd.kernel.device import NO_KEY, Changes, Interface, Network, Peer
+from relayd.kernel.planned import PlannedWireGuard
 from relayd.keys import PrivateKey, PublicKey
 
 SOCKETS = Path("/var/run/wireguard")
@@ -40,13 +40,12 @@ def socket_path(name: str) -> Path:
     return SOCKETS / f"{name}.sock"
 
 
-class UserspaceWireGuard:
-    """An interface that a process of this host runs. Holds no connection between calls."""
+class UserspaceWireGuard(PlannedWireGuard):
+    """An interface that a process of this host runs."""
 
     def __init__(self, name: str, path: Path | None = None) -> None:
-        self.name = name
+        super().__init__(name)
         self._path = path or socket_path(name)
-        self._turn = trio.Lock()  # a plan is made of what was just read: nobody writes in between
 
     async def dump(self) -> Interface:
         """See relayd.kernel.device.WireGuard."""
@@ -58,36 +57,6 @@ class UserspaceWireGuard:
             return interface_of(self.name, answer.pairs)
         except RemoteProtocolError as error:
             raise HostError(f"cannot {attempt}: {error} (from {self._path})") from error
-
-    async def read(self) -> Interface:
-        """See relayd.kernel.device.WireGuard."""
-        interface = await self.dump()
-        if interface.public_key == NO_KEY:
-            raise hints.no_private_key(self.name)
-        return interface
-
-    async def set_endpoint(self, key: PublicKey, endpoint: Endpoint) -> None:
-        """See relayd.kernel.device.WireGuard."""
-        change = Changes(peers=(PeerChange(key=key, endpoint=endpoint),))
-        async with self._turn:
-            await self._write(f"set the endpoint of {key.short()} on {self.name}", change)
-
-    async def configure(
-        self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]
-    ) -> bool:
-        """See relayd.kernel.device.WireGuard."""
-        async with self._turn:
-            current = await self.dump()
-            changes = plan(
-                current, private_key, listen_port=listen_port, fwmark=fwmark, peers=peers, now=time.time()
-            )
-            if changes == Changes():
-                return False
-            await self._write(f"configure {self.name}", changes)
-            return True
-
-    def close(self) -> None:
-        """See relayd.kernel.device.WireGuard."""
 
     async def _write(self, attempt: str, changes: Changes) -> None:
         answer = await self._ask(attempt, set_request(changes))

@@ -21,6 +21,7 @@ from relayd.errors import RemoteProtocolError
 from relayd.keys import PublicKey
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
+from relayd.netio.tcp import IOV_MAX, set_options
 from relayd.relay.switch import Port, Switch
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES, MAX_LENGTH
 from relayd.wire.runs import KEYED, Run, scan
@@ -30,12 +31,6 @@ ARENA_BYTES = 512 << 10
 
 LARGEST_PARTIAL = MAX_LENGTH + LENGTH_BYTES - 1
 """The most of a frame that can be waiting for its last byte."""
-
-IOV_MAX = 1024
-"""Most pieces that one sendmsg takes (limits.h)."""
-
-NOTSENT_LOWAT_BYTES = 128 << 10
-"""Unsent bytes that the kernel holds for one connection: the rest waits where it can be dropped."""
 
 USER_TIMEOUT_MS = 15_000
 """Bytes that stay unacknowledged for this long mean that the other side is gone (tcp(7))."""
@@ -195,8 +190,10 @@ class DataPlane:
         poller.after_batch.append(self.flush)
 
     def adopt(self, sock: socket.socket, key: PublicKey, endpoint: Endpoint) -> Connection:
-        """A registered connection whose key the caller has claimed or is about to: nothing is read yet."""
-        set_options(sock)
+        """A registered connection whose key the caller has claimed or is about to: nothing is read yet.
+
+        `sock` doesn't block."""
+        set_options(sock, user_timeout_ms=USER_TIMEOUT_MS)
         return Connection(self, sock, key, endpoint, time.monotonic())
 
     def start(self, connection: Connection) -> None:
@@ -317,11 +314,3 @@ def counts(connection: Connection) -> dict[str, int]:
         "dropped_full": outbox.dropped_full if outbox is not None else 0,
         "dropped_old": outbox.dropped_old if outbox is not None else 0,
     }
-
-
-def set_options(sock: socket.socket) -> None:
-    """What every relayed connection needs of TCP."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
