@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from relayd import marks
-from relayd.config import values
+from relayd.config import kinds, values
 from relayd.config.keyfile import read_private_key
+from relayd.config.kinds import Kind
 from relayd.config.mesh_checks import check_interface, check_peers
+from relayd.config.settings import AGENT, ENV_PREFIX, RELAY, Role, Setting
 from relayd.config.toml import Document, KeyPath, Place, read_document
 from relayd.config.types import (
     KEY_FILE,
@@ -31,36 +33,7 @@ from relayd.config.values import Reader, WrongError
 CLEAN_STATE = "WIREKUBE_CLEAN_STATE"
 """The variable by which WireKube's agents were asked to rebuild; `true` is the only value that counts."""
 
-ENV_PREFIX = "RELAYD_"
-"""Unknown variables are let be: Kubernetes sets RELAYD_PORT and more for a Service named `relayd`."""
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One value that flags, environment and file can give."""
-
-    name: str
-    """Of the field of RelayConfig or AgentConfig."""
-
-    path: tuple[str, str]
-    """Table and key in the file."""
-
-    read: Reader
-    word: str
-    """`--word`, and RELAYD_WORD."""
-
-    number: type[int] | type[float] | None = None
-    """What a flag's or a variable's text is turned into before it is read."""
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.word.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return ENV_PREFIX + self.word.upper()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,70 +44,11 @@ class Found:
     place: Place
 
 
-def _socket_path(value: object) -> Path:
-    path = values.file_path(value)
-    values.check_socket_path(path)
-    return path
-
-
-def _settings(table: str, **readers: Reader | tuple[type[int] | type[float], Reader]) -> tuple[Setting, ...]:
-    """The settings of `table`, named alike everywhere; a number's reader comes with its type."""
-    return tuple(
-        Setting(name, (table, name), reader[1], name, reader[0])
-        if isinstance(reader, tuple)
-        else Setting(name, (table, name), reader, name)
-        for name, reader in readers.items()
-    )
-
-
-_PORT = values.whole(1, 65535, "a port")
-# At least the largest frame, and no more than a host can spare for a receiver that doesn't read.
-_QUEUE_BYTES = (int, values.whole(65540, 1 << 30, "bytes"))
-_QUEUE_AGE_MS = (int, values.whole(1, 60_000, "milliseconds"))
-_DURATION = (float, values.seconds(0.1, 3600))
-_COUNT = (int, values.whole(1, 1_000_000, "connections"))
-_LISTEN = values.many(
-    values.listen_address, f"0.0.0.0:{marks.RELAY_PORT}", empty="there is no address to accept connections on"
-)
-
-RELAY_SETTINGS = _settings(
-    "relay",
-    listen=_LISTEN,
-    control=_socket_path,
-    log=values.log_mode,
-    queue_bytes=_QUEUE_BYTES,
-    queue_age_ms=_QUEUE_AGE_MS,
-    silence_s=_DURATION,
-    register_timeout_s=_DURATION,
-    max_unregistered=_COUNT,
-    max_unregistered_per_address=_COUNT,
-    round_bytes=(int, values.whole(4096, 16 << 20, "bytes")),
-)
-
-AGENT_SETTINGS = (
-    Setting("relay", ("relay", "address"), values.relay_address, "relay"),
-    Setting("state_dir", ("agent", "state_dir"), values.file_path, "state"),
-    *_settings(
-        "agent",
-        interface=values.interface_name,
-        control=_socket_path,
-        proxy_port=(int, _PORT),
-        log=values.log_mode,
-        queue_bytes=_QUEUE_BYTES,
-        queue_age_ms=_QUEUE_AGE_MS,
-        keepalive_s=_DURATION,
-        echo_s=_DURATION,
-        dial_timeout_s=_DURATION,
-        fresh_handshake_s=_DURATION,
-        reconcile_s=_DURATION,
-    ),
-)
-
 # The reader, and what to write where a required key is missing ("": it has a default).
 _INTERFACE_KEYS: dict[str, tuple[Reader, str]] = {
     "name": (values.interface_name, ""),
     "private_key_file": (values.file_path, ""),
-    "listen_port": (_PORT, ""),
+    "listen_port": (kinds.PORT.read, ""),
     "address": (values.many(values.interface_address, "10.0.0.1/24"), 'address = ["10.0.0.1/24"]'),
     "mtu": (values.whole(values.MIN_MTU, values.MAX_MTU, "an MTU"), ""),
 }
@@ -160,11 +74,8 @@ def load_relay(
     """
     environ = os.environ if environ is None else environ
     document = _document(path, environ)
-    agents = dict.fromkeys(("interface", "peer", "agent"), "that is for relayd agent; a relay has [relay]")
-    _check_keys(document, (), ("relay",), agents)
-    address = {"address": "that is for relayd agent; a relay has listen"}
-    _check_keys(document, ("relay",), _keys_of(RELAY_SETTINGS, "relay"), address)
-    found = _find_all(RELAY_SETTINGS, flags, environ, document)
+    _check_tables(document, RELAY, AGENT, "that is for relayd agent; a relay has {has}")
+    found = _find_all(RELAY.settings, flags, environ, document)
     return RelayConfig(**{name: one.value for name, one in found.items()})
 
 
@@ -187,11 +98,8 @@ def load_agent(
     flags = dict(flags)
     clean_state = bool(flags.pop("clean_state", False))
     document = _document(path, environ)
-    _check_keys(document, (), ("interface", "peer", "relay", "agent"), {})
-    serve = {one.name: "that is for relayd serve; an agent's [relay] has address" for one in RELAY_SETTINGS}
-    _check_keys(document, ("relay",), ("address",), serve)
-    _check_keys(document, ("agent",), _keys_of(AGENT_SETTINGS, "agent"), {})
-    found = _find_all(AGENT_SETTINGS, flags, environ, document)
+    _check_tables(document, AGENT, RELAY, "that is for relayd serve; an agent's {table} has {has}")
+    found = _find_all(AGENT.settings, flags, environ, document)
     if relay_needed and "relay" not in found:
         place = document.place(("relay",), missing="address") if document.source else Place("")
         raise place.error("no relay is named", f"--relay HOST:PORT, {ENV_PREFIX}RELAY, or address in [relay]")
@@ -218,7 +126,7 @@ def load_host(flags: Mapping[str, object], *, environ: Mapping[str, str] | None 
     Raises ConfigError.
     """
     environ = os.environ if environ is None else environ
-    settings = [one for one in AGENT_SETTINGS if one.name in ("interface", "state_dir", "control")]
+    settings = [AGENT.setting(name) for name in ("interface", "state_dir", "control")]
     found = _find_all(settings, flags, environ, Document())
     return HostConfig(**{name: one.value for name, one in found.items()})
 
@@ -229,8 +137,7 @@ def load_control(flags: Mapping[str, object], *, environ: Mapping[str, str] | No
     Raises ConfigError.
     """
     environ = os.environ if environ is None else environ
-    control = next(one for one in RELAY_SETTINGS if one.name == "control")
-    found = _find_all((control,), flags, environ, Document())
+    found = _find_all((RELAY.setting("control"),), flags, environ, Document())
     return found["control"].value if found else None
 
 
@@ -239,8 +146,22 @@ def _document(path: str | Path | None, environ: Mapping[str, str]) -> Document:
     return Document() if chosen is None else read_document(chosen)
 
 
-def _keys_of(settings: Iterable[Setting], table: str) -> tuple[str, ...]:
-    return tuple(one.path[1] for one in settings if one.path[0] == table)
+def _check_tables(document: Document, role: Role, other: Role, misplaced: str) -> None:
+    """Raise ConfigError for a table or key that `role` has none of.
+
+    `misplaced` is what to say of one that the `other` role has.
+    """
+    keys: dict[str, list[str]] = {}
+    for one in role.settings:
+        keys.setdefault(one.table, []).append(one.path[1])
+    tables = (*role.tables, *keys)
+    hint = misplaced.format(table="file", has=", ".join(f"[{table}]" for table in tables))
+    others = dict.fromkeys((*other.tables, *(one.table for one in other.settings)), hint)
+    _check_keys(document, (), tables, others)
+    for table, known in keys.items():
+        hint = misplaced.format(table=f"[{table}]", has=", ".join(known))
+        others = {key: hint for in_table, key in (one.path for one in other.settings) if in_table == table}
+        _check_keys(document, (table,), known, others)
 
 
 def _check_keys(document: Document, path: KeyPath, known: Sequence[str], others: Mapping[str, str]) -> None:
@@ -276,11 +197,11 @@ def _find_all(
 ) -> dict[str, Found]:
     """Those of `settings` that something gives, by name. Raises TypeError for a flag that none has."""
     settings = tuple(settings)
-    if strangers := set(flags) - {one.word for one in settings}:
+    if strangers := set(flags) - {one.flag_word for one in settings}:
         raise TypeError(f"no such flags: {', '.join(sorted(strangers))}")
     found = {}
     for setting in settings:
-        one = _find(setting, flags.get(setting.word), environ.get(setting.variable), document)
+        one = _find(setting, flags.get(setting.flag_word), environ.get(setting.variable), document)
         if one is not None:
             found[setting.name] = one
     return found
@@ -293,9 +214,8 @@ def _find(setting: Setting, flag: object, variable: str | None, document: Docume
     """
     in_file = None
     if _at(document, setting.path) is not None:
-        value = _read_at(document, setting.path, setting.read)
-        value = str(document.directory / value) if isinstance(value, Path) else value
-        in_file = Found(value, document.place(setting.path))
+        value = _read_at(document, setting.path, setting.kind.read)
+        in_file = Found(_plain(value, document.directory), document.place(setting.path))
     if flag is not None and flag != [] and flag != ():
         place, raw = Place(setting.flag), _from_flag(flag)
     elif variable:
@@ -303,20 +223,21 @@ def _find(setting: Setting, flag: object, variable: str | None, document: Docume
     else:
         return in_file
     try:
-        value = setting.read(_as_number(raw, setting.number))
+        return Found(_plain(setting.kind.read(_converted(raw, setting.kind))), place)
     except WrongError as wrong:
         raise place.error(wrong.problem, wrong.hint) from wrong
-    return Found(str(value) if isinstance(value, Path) else value, place)
 
 
-def _as_number(raw: object, number: type[int] | type[float] | None) -> object:
-    """A text as the number that it stands for; what is no text, or is to stay one, as it is."""
-    if number is None or not isinstance(raw, str):
-        return raw
-    try:
-        return number(raw)
-    except ValueError:
-        raise WrongError(f"{raw!r} is not a {'whole ' * (number is int)}number") from None
+def _plain(value: Any, directory: Path = Path()) -> Any:
+    """Names of files as texts; relative ones start at `directory`."""
+    if isinstance(value, tuple):
+        return tuple(_plain(one, directory) for one in value)
+    return str(directory / value) if isinstance(value, Path) else value
+
+
+def _converted(raw: object, kind: Kind) -> object:
+    """A flag's or a variable's text as the file would have it; what is no text as it is."""
+    return kind.from_text(raw) if isinstance(raw, str) else raw
 
 
 def _from_flag(flag: object) -> object:

@@ -157,6 +157,39 @@ def log_mode(value: object) -> LogMode:
     raise WrongError(f"{word!r} is not a way to log", suggestion(word, ("auto", "console", "json")))
 
 
+def yes_or_no(value: object) -> bool:
+    """A boolean."""
+    if not isinstance(value, bool):
+        raise WrongError(f"is {type_name(value)}, not a boolean", "true or false, without quotes")
+    return value
+
+
+def whole_from_text(written: str) -> int:
+    """What a flag or a variable says, where the file has an integer."""
+    try:
+        return int(written)
+    except ValueError:
+        raise WrongError(f"{written!r} is not a whole number") from None
+
+
+def number_from_text(written: str) -> float:
+    """Likewise a number, whole or not."""
+    try:
+        return float(written)
+    except ValueError:
+        raise WrongError(f"{written!r} is not a number") from None
+
+
+def yes_or_no_from_text(written: str) -> bool:
+    """Likewise a boolean, in the spellings that people use."""
+    match written.strip().lower():
+        case "true" | "yes" | "on" | "1":
+            return True
+        case "false" | "no" | "off" | "0":
+            return False
+    raise WrongError(f"{written!r} is neither true nor false", "true or false")
+
+
 def suggestion(word: str, known: tuple[str, ...]) -> str:
     """`did you mean X?` when one of `known` looks like `word`, a list of them otherwise.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from relayd import __version__, cli
+from relayd.commands import status
 from relayd.errors import ConfigError, HostError, RelaydError
 
 # A relay as a process: what is between its start and its end is seen in its log.
@@ -77,7 +78,7 @@ def fake_command(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(_args: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_status", fail)
+    monkeypatch.setattr(status, "run", fail)
 
 
 @pytest.mark.parametrize(

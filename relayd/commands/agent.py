@@ -1,0 +1,50 @@
+"""`relayd agent`: give each peer of this host's WireGuard interface a path that works."""
+
+from __future__ import annotations
+
+import argparse
+
+from relayd.commands.flags import add_file, add_settings, given
+from relayd.config import load_agent, load_host
+from relayd.config.settings import AGENT
+from relayd.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
+    """Its flags."""
+    add_file(parser)
+    once = parser.add_argument_group("this time only")
+    once.add_argument(
+        "--clean-state",
+        action="store_true",
+        help="at this start, take down what an interface of relayd's own has on this host, and build it "
+        "anew; the key stays (WIREKUBE_CLEAN_STATE=true: once, until a start without it)",
+    )
+    once.add_argument(
+        "--release",
+        action="store_true",
+        help="run nothing; give the peers of an adopted interface the endpoints back that the relay replaced",
+    )
+    add_settings(parser, AGENT, all_help=all_help)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until a signal comes, or release. The exit status."""
+    if args.release:
+        return _release(args)
+    from relayd.observe import log
+    from relayd.process import run_until_signal
+
+    config = load_agent(args.config, given(args, AGENT) | {"clean_state": args.clean_state})
+    log.configure(config.log)
+    from relayd.agent.agent import run_agent
+
+    return run_until_signal("agent", run_agent, config)
+
+
+def _release(args: argparse.Namespace) -> int:
+    from relayd.host_commands import release
+
+    if args.config is not None:
+        raise ConfigError("--release takes no configuration", source="--config", hint="--interface NAME")
+    return release(load_host(given(args, AGENT, ("interface", "state_dir", "control"))))

@@ -1,0 +1,26 @@
+"""`relayd check`: a doctor for the host."""
+
+from __future__ import annotations
+
+import argparse
+
+from relayd.commands.flags import add_file, add_settings, given
+from relayd.config import load_agent
+from relayd.config.settings import AGENT
+
+SETTINGS = ("relay", "interface")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
+    """Its flags."""
+    add_file(parser)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    add_settings(parser, AGENT, SETTINGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look the host over. The exit status."""
+    from relayd.doctor.command import check
+
+    config = load_agent(args.config, given(args, AGENT, SETTINGS), relay_needed=False)
+    return check(config, as_json=args.json)

@@ -1,0 +1,195 @@
+"""Every setting of a relay and of an agent, one line each.
+
+A line here and a field with its default in `types` are all that a setting takes: its flag, its variable, its
+key in the file and what help, man page and completion say about it come from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from relayd import marks
+from relayd.config import kinds, values
+from relayd.config.kinds import Kind
+from relayd.config.types import AgentConfig, RelayConfig
+
+ENV_PREFIX = "RELAYD_"
+"""Unknown variables are let be: Kubernetes sets RELAYD_PORT and more for a Service named `relayd`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value that flags, environment and file can give."""
+
+    table: str
+    """In the file."""
+
+    group: str
+    """The heading that it has in help texts."""
+
+    name: str
+    """Of the field of RelayConfig or AgentConfig."""
+
+    kind: Kind
+    help: str
+    """What it does, for the one who sets it: no capital, no full stop, no default."""
+
+    key: str = ""
+    """In its table, when it isn't the name."""
+
+    word: str = ""
+    """`--word` and RELAYD_WORD, when it isn't the name."""
+
+    default: str = ""
+    """What the default is, in words, where the field's own doesn't say it."""
+
+    common: bool = False
+    """Named by --help; the others by --help-all and the man page."""
+
+    live: bool = False
+    """SIGHUP applies a new value; others wait for a restart."""
+
+    secret: bool = False
+    """Never shown."""
+
+    @property
+    def path(self) -> tuple[str, str]:
+        """Table and key in the file."""
+        return (self.table, self.key or self.name)
+
+    @property
+    def flag_word(self) -> str:
+        """What its flag and its variable are made of."""
+        return self.word or self.name
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.flag_word.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.flag_word.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A relay or an agent: what it can be told."""
+
+    name: str
+    command: str
+    """`relayd COMMAND` runs it."""
+
+    config: type[RelayConfig] | type[AgentConfig]
+    settings: tuple[Setting, ...]
+    tables: tuple[str, ...] = ()
+    """Of its file, beside those of its settings."""
+
+    def setting(self, name: str) -> Setting:
+        """The one with this name. Raises KeyError when there is none: a bug."""
+        for one in self.settings:
+            if one.name == name:
+                return one
+        raise KeyError(name)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """By name, of those settings that have one."""
+        fields = msgspec.structs.fields(self.config)
+        return MappingProxyType({one.name: one.default for one in fields if not one.required})
+
+    def default_text(self, setting: Setting) -> str:
+        """The default as help texts say it; "" when there is none to name."""
+        if setting.default:
+            return setting.default
+        match self.defaults.get(setting.name):
+            case None:
+                return kinds.OFF if setting.name in self.defaults else ""
+            case bool(value):
+                return "yes" if value else "no"
+            case float(value):
+                return f"{value:g}"
+            case tuple(elements):
+                return ", ".join(map(str, elements))
+            case value:
+                return str(value)
+
+
+# At least the largest frame, and no more than a host can spare for a receiver that doesn't read.
+_QUEUE_BYTES = kinds.number(65540, 1 << 30, "bytes", metavar="BYTES")
+_QUEUE_AGE = kinds.number(1, 60_000, "milliseconds", metavar="MS")
+_DURATION = kinds.duration(0.1, 3600)
+_COUNT = kinds.number(1, 1_000_000, "connections")
+_LISTEN = kinds.several(
+    values.listen_address,
+    "ADDR:PORT",
+    example=f"0.0.0.0:{marks.RELAY_PORT}",
+    empty="there is no address to accept connections on",
+)
+_CONTROL = "the socket that `relayd status` asks"
+_LOG = "how to log; auto is console when standard error is a terminal, json otherwise"
+_QUEUE_BYTES_HELP = "a receiver that falls behind loses its oldest frames past this many bytes"
+_QUEUE_AGE_HELP = "and those that have waited longer than this, in milliseconds"
+
+# One for each heading in the help of `relayd serve`.
+_relay = partial(Setting, "relay", "relay")
+_door = partial(Setting, "relay", "connections")
+_queues = partial(Setting, "relay", "queues")
+
+RELAY = Role(
+    "relay",
+    "serve",
+    RelayConfig,
+    (
+        _relay("listen", _LISTEN, "accept agents here; may be repeated", common=True),
+        _relay("control", kinds.SOCKET, _CONTROL, common=True),
+        _relay("log", kinds.LOG, _LOG, common=True),
+        _door("silence_s", _DURATION, "close a connection that has sent nothing for this long"),
+        _door("register_timeout_s", _DURATION, "close a connection that hasn't registered a key by then"),
+        _door("max_unregistered", _COUNT, "connections that may be on their way to a key, all in all"),
+        _door("max_unregistered_per_address", _COUNT, "as many from one address"),
+        _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
+        _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
+        _queues(
+            "round_bytes",
+            kinds.number(4096, 16 << 20, "bytes", metavar="BYTES"),
+            "at most this much is read from one connection before the others have their turn",
+        ),
+    ),
+)
+
+# And in that of `relayd agent`.
+_agent = partial(Setting, "agent", "agent")
+_timing = partial(Setting, "agent", "timing")
+_agent_queues = partial(Setting, "agent", "queues")
+
+AGENT = Role(
+    "agent",
+    "agent",
+    AgentConfig,
+    (
+        Setting("relay", "agent", "relay", kinds.RELAY, "the relay", key="address", common=True),
+        _agent("interface", kinds.INTERFACE, "the WireGuard interface", common=True),
+        _agent("state_dir", kinds.DIRECTORY, "where its memory is kept", word="state", common=True),
+        _agent("control", kinds.SOCKET, _CONTROL, default="/run/relayd/agent-INTERFACE.sock", common=True),
+        _agent("log", kinds.LOG, _LOG, common=True),
+        _agent(
+            "proxy_port", kinds.PORT, "the agent's port on lo, where WireGuard sends what is for the relay"
+        ),
+        _timing("keepalive_s", _DURATION, "between two signs of life to the relay"),
+        _timing("echo_s", _DURATION, "between two asks whether the relay lives"),
+        _timing("dial_timeout_s", _DURATION, "for one attempt to reach the relay"),
+        _timing("fresh_handshake_s", _DURATION, "a peer whose last handshake is older has no session"),
+        _timing("reconcile_s", _DURATION, "between two looks at the interface"),
+        _agent_queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
+        _agent_queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
+    ),
+    tables=("interface", "peer"),
+)
+
+ROLES = (RELAY, AGENT)
