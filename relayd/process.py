@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable
+from typing import Protocol, TypeVar
 
 import trio
 
+from relayd.manager.manager import Manager
+from relayd.manager.notifier import Notifier
 from relayd.observe import log
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", contravariant=True)
 
 STOP_WITHIN_S = 10.0
 """For stopping in order; less than the 90 s after which systemd kills, and than Kubernetes' 30 s."""
@@ -21,17 +23,43 @@ STATUS_OF = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT, signal.SIGHU
 """Who sends SIGTERM wants it stopped: success. The others interrupt: 128 and the number, as of shells."""
 
 
-def run_until_signal(name: str, job: Callable[[Config], Awaitable[None]], config: Config) -> int:
-    """Run `job(config)` in trio until it raises or a signal of STATUS_OF comes. Returns the exit status.
+class Job(Protocol[Config]):
+    """What a process does."""
+
+    def __call__(
+        self, config: Config, manager: Manager, /, *, task_status: trio.TaskStatus[None]
+    ) -> Awaitable[None]:
+        """Run until cancelled; call `task_status.started()` once, when useful."""
+
+
+class _TellsReady:
+    """The job's `task_status`: when it is useful, the service manager hears of it."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+
+    def started(self, value: None = None) -> None:
+        self._notifier.ready()
+
+
+def run_until_signal(name: str, job: Job[Config], config: Config) -> int:
+    """Run `job` in trio until it raises or a signal of STATUS_OF comes. Returns the exit status.
+
+    A service manager that started this process hears when it is useful and when it stops.
 
     A second signal while it stops, or STOP_WITHIN_S, ends the process at once. `name` is the noun of its
-    events: `relay.stopped`.
+    events: `relay.stopped`. Raises ConfigError when the manager's variables make no sense.
     """
-    return trio.run(_until_signal, name, job, config)
+    manager = Manager.from_environment(os.environ)
+    try:
+        return trio.run(_until_signal, name, job, config, manager)
+    finally:
+        manager.close()
 
 
-async def _until_signal(name: str, job: Callable[[Config], Awaitable[None]], config: Config) -> int:
+async def _until_signal(name: str, job: Job[Config], config: Config, manager: Manager) -> int:
     logger = log.get()
+    notifier = manager.notifier
     status = 0
     with trio.open_signal_receiver(*STATUS_OF) as signals:
         async with trio.open_nursery() as nursery:
@@ -45,12 +73,14 @@ async def _until_signal(name: str, job: Callable[[Config], Awaitable[None]], con
                         os._exit(128 + number)
                     status = STATUS_OF[signal.Signals(number)]
                     logger.info(f"{name}.stop_requested", signal=signal.Signals(number).name)
+                    notifier.stopping()
                     running.cancel()
                     nursery.start_soon(_limit_stop, name)
 
             nursery.start_soon(watch)
+            nursery.start_soon(notifier.run)
             with running:
-                await job(config)
+                await job(config, manager, task_status=_TellsReady(notifier))
             nursery.cancel_scope.cancel()
     logger.info(f"{name}.stopped")
     return status

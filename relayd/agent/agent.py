@@ -40,6 +40,8 @@ from relayd.config import AgentConfig
 from relayd.coordination.model import Mesh
 from relayd.coordination.static_file import StaticFile
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
+from relayd.manager.manager import Manager
+from relayd.manager.watchdog import watchdog_services
 from relayd.netio.datagrams import DatagramSocket
 from relayd.netio.poller import Poller
 from relayd.observe import log
@@ -49,14 +51,20 @@ from relayd.wire.runs import Run
 
 
 async def run_agent(
-    config: AgentConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: AgentConfig,
+    manager: Manager | None = None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an agent until cancelled; `task_status.started()` when every peer has been looked at and set.
+
+    `manager` is the service manager that started this process, if one did.
 
     The relay may be away by then, and at any time: the agent waits for it. Raises HostError when the
     interface, a capability or the proxy's port is missing, when an agent runs for this interface already, or
     when the relay would be reached through the tunnel.
     """
+    manager = manager if manager is not None else Manager.none()
     await refuse_second(config.control_path)
     config = with_key(config)
     mesh = await StaticFile(config).snapshot()
@@ -79,7 +87,9 @@ async def run_agent(
         trio.lowlevel.add_instrument(agent.loop_lag)
         stack.callback(trio.lowlevel.remove_instrument, agent.loop_lag)
         async with trio.open_nursery() as nursery:
-            await nursery.start(supervise, agent.services())
+            await nursery.start(
+                supervise, [*agent.services(), *watchdog_services(manager, agent.poller, stack)]
+            )
             log.get(interface=interface.name).info(
                 "agent.started",
                 public_key=interface.public_key,

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import time
-from collections.abc import Iterator
 from functools import partial
 
 import trio
 
 import relayd
 from relayd.config import RelayConfig
-from relayd.endpoints import Endpoint
-from relayd.errors import HostError, RemoteProtocolError
-from relayd.marks import set_mark
+from relayd.errors import RemoteProtocolError
+from relayd.manager.manager import Manager
+from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.observe.control import serve_control
 from relayd.relay.dataplane import Bounds, Connection, DataPlane, counts
 from relayd.relay.doorway import DoorLimits, Doorway
+from relayd.relay.listeners import name_of, open_listeners
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
 from relayd.wire.frames import (
@@ -32,9 +31,6 @@ from relayd.wire.frames import (
     decode_nat_probe_untrusted,
 )
 
-BACKLOG = 1024
-"""Connections that may wait for accept(): a relay that comes back meets all its agents at once."""
-
 HOUSEKEEPING_S = 1.0
 """Between two looks for silent connections and stale frames."""
 
@@ -42,8 +38,11 @@ HOUSEKEEPING_S = 1.0
 class Relay:
     """One running relay."""
 
-    def __init__(self, config: RelayConfig, nursery: trio.Nursery, udp: list[socket.socket]) -> None:
-        self._config = config
+    def __init__(
+        self, config: RelayConfig, nursery: trio.Nursery, udp: list[socket.socket], listen: list[str]
+    ) -> None:
+        """`listen` names what it is reached by, for the status."""
+        self._config, self._listen = config, listen
         self._started_at = time.monotonic()
         self.poller = Poller()
         bounds = Bounds(
@@ -100,7 +99,7 @@ class Relay:
             "role": "relay",
             "version": relayd.__version__,
             "uptime_s": round(now - self._started_at, 3),
-            "listen": list(self._config.listen),
+            "listen": self._listen,
             "connections": len(self.plane.connections),
             "unregistered": self.doorway.unregistered,
             "accepted": self.doorway.accepted,
@@ -139,17 +138,23 @@ def _peer_status(connection: Connection, now: float) -> dict[str, object]:
 
 
 async def serve(
-    config: RelayConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: RelayConfig,
+    manager: Manager | None = None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a relay until cancelled; `task_status.started()` when it takes agents in.
 
-    Raises HostError when an address can't be listened on, or another relay answers on the control socket.
+    `manager` is the service manager that started this process, if one did. Raises HostError when an address
+    can't be listened on, or another relay answers on the control socket.
     """
+    manager = manager if manager is not None else Manager.none()
     with contextlib.ExitStack() as stack:
-        listeners, udp = _bind_all(config, stack)
+        listeners, udp = open_listeners(config, manager.take(), stack)
+        listen = [name_of(one) for one in listeners]
         # The nursery in which connections are greeted and seen off. It ends with the services' one.
         async with trio.open_nursery() as nursery:
-            relay = Relay(config, nursery, udp)
+            relay = Relay(config, nursery, udp, listen)
             stack.callback(relay.close)
             for listener in listeners:
                 relay.poller.yield_when_readable(listener.fileno())
@@ -160,13 +165,13 @@ async def serve(
                     name="control socket",
                     run=partial(serve_control, config.control, {"status": relay.status}),
                 ),
+                *watchdog_services(manager, relay.poller, stack),
                 *(
-                    Service(name=f"listener {_name_of(one)}", run=partial(_accept, relay.doorway, one))
+                    Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
                     for one in listeners
                 ),
             ]
             await nursery.start(supervise, services)
-            listen = [_name_of(one) for one in listeners]
             log.get().info("relay.started", listen=listen, control=config.control)
             task_status.started()
 
@@ -179,76 +184,3 @@ async def _accept(
 ) -> None:
     task_status.started()
     await doorway.serve(listener)
-
-
-def _name_of(sock: socket.socket) -> str:
-    return str(Endpoint.of_socket(sock.getsockname()))
-
-
-def _bind_all(
-    config: RelayConfig, stack: contextlib.ExitStack
-) -> tuple[list[socket.socket], list[socket.socket]]:
-    """A TCP listener and a UDP socket for each address, all of them or none."""
-    listeners: list[socket.socket] = []
-    udp: list[socket.socket] = []
-    by_default = config.listen == RelayConfig().listen
-    for text in config.listen:
-        endpoint = Endpoint.parse(text)
-        if by_default and endpoint.address.version == 6 and not _have_ipv6():
-            log.get().warning("relay.ipv6_unavailable", listen=text)
-            continue
-        with _explained(text):
-            listener = stack.enter_context(_socket(endpoint, socket.SOCK_STREAM))
-            listener.listen(BACKLOG)
-            # Port 0 means any free one; UDP then takes the same.
-            bound = Endpoint(endpoint.address, listener.getsockname()[1])
-            udp.append(stack.enter_context(_socket(bound, socket.SOCK_DGRAM)))
-            listeners.append(listener)
-    return listeners, udp
-
-
-def _socket(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
-    """A bound, non-blocking socket of `kind`. IPv6 ones take IPv6 alone: 0.0.0.0 has its own."""
-    family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
-    sock = socket.socket(family, kind)
-    try:
-        sock.setblocking(False)
-        if kind == socket.SOCK_STREAM:
-            # Connections of a relay that has just ended linger in TIME_WAIT; they are no reason to wait.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            # On a host that is itself in the mesh, answers must not go into the tunnel that they carry.
-            # Accepted sockets inherit the mark.
-            set_mark(sock)
-        except PermissionError:
-            log.get().debug("relay.unmarked", reason="no CAP_NET_ADMIN (a relay on a mesh node needs it)")
-        sock.bind((str(endpoint.address), endpoint.port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _have_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _explained(listen: str) -> Iterator[None]:
-    """Turn a failed bind into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        what = {
-            errno.EADDRINUSE: "another process listens there: stop it, or choose another --listen",
-            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or choose another --listen",
-            errno.EADDRNOTAVAIL: "this host has no such address: see `ip address`",
-        }.get(error.errno or 0, "see --listen")
-        raise HostError(f"cannot listen on {listen}: {error.strerror} ({what})") from error

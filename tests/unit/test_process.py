@@ -16,7 +16,7 @@ from relayd.errors import HostError
 from relayd.observe import log
 from relayd.process import run_until_signal
 
-async def job(kind):
+async def job(kind, manager, *, task_status):
     log.get().info("job.started")
     try:
         await trio.sleep(0 if kind == "short" else float("inf"))

@@ -1,0 +1,147 @@
+"""The sockets that a relay is reached by: made as `listen` says, or passed by the service manager.
+
+Passed ones (systemd's `relayd.socket`) stand in the place of all that `listen` names. They outlive the
+process: who dials during a restart waits in the kernel's backlog instead of being refused, and the relay
+needs no right to open them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from relayd.config import RelayConfig
+from relayd.endpoints import Endpoint
+from relayd.errors import HostError
+from relayd.manager.passed import Passed
+from relayd.marks import set_mark
+from relayd.observe import log
+
+BACKLOG = 1024
+"""Connections that may wait for accept(): a relay that comes back meets all its agents at once."""
+
+
+class Listeners(NamedTuple):
+    """Non-blocking sockets: listening ones, and bound UDP ones."""
+
+    tcp: list[socket.socket]
+    udp: list[socket.socket]
+
+
+def open_listeners(config: RelayConfig, passed: Sequence[Passed], stack: contextlib.ExitStack) -> Listeners:
+    """All of them or none; `stack` closes them. Raises HostError for what can't be had or used."""
+    if passed:
+        if config.listen != RelayConfig().listen:
+            log.get().warning(
+                "relay.listen_ignored", listen=list(config.listen), reason="sockets were passed"
+            )
+        return _adopt(passed, stack)
+    return _bind_all(config, stack)
+
+
+def name_of(sock: socket.socket) -> str:
+    """Where it is bound, as `listen` would have it."""
+    return str(Endpoint.of_socket(sock.getsockname()))
+
+
+def _adopt(passed: Sequence[Passed], stack: contextlib.ExitStack) -> Listeners:
+    found = Listeners([], [])
+    for one in passed:
+        try:
+            sock = stack.enter_context(socket.socket(fileno=one.fd))
+        except OSError as error:
+            with contextlib.suppress(OSError):  # not even open
+                os.close(one.fd)
+            raise HostError(f"passed descriptor {one.name!r} is no socket: {error.strerror}") from error
+        sock.setblocking(False)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise HostError(f"passed socket {one.name!r} is neither IPv4 nor IPv6")
+        if sock.type == socket.SOCK_STREAM and listens:
+            found.tcp.append(sock)
+        elif sock.type == socket.SOCK_DGRAM:
+            found.udp.append(sock)
+        else:
+            raise HostError(
+                f"passed socket {one.name!r} neither listens for TCP nor is UDP: in the socket unit, "
+                "ListenStream= and ListenDatagram= with Accept=no"
+            )
+    if not found.tcp:
+        raise HostError(
+            "sockets were passed, but none that listens for TCP: ListenStream= in the socket unit"
+        )
+    if not found.udp:
+        log.get().warning(
+            "relay.udp_missing", reason="no UDP socket was passed", without="NAT probes and STUN"
+        )
+    return found
+
+
+def _bind_all(config: RelayConfig, stack: contextlib.ExitStack) -> Listeners:
+    """A TCP listener and a UDP socket for each address."""
+    found = Listeners([], [])
+    by_default = config.listen == RelayConfig().listen
+    for text in config.listen:
+        endpoint = Endpoint.parse(text)
+        if by_default and endpoint.address.version == 6 and not _have_ipv6():
+            log.get().warning("relay.ipv6_unavailable", listen=text)
+            continue
+        with _explained(text):
+            listener = stack.enter_context(_socket(endpoint, socket.SOCK_STREAM))
+            listener.listen(BACKLOG)
+            # Port 0 means any free one; UDP then takes the same.
+            bound = Endpoint(endpoint.address, listener.getsockname()[1])
+            found.udp.append(stack.enter_context(_socket(bound, socket.SOCK_DGRAM)))
+            found.tcp.append(listener)
+    return found
+
+
+def _socket(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
+    """A bound, non-blocking socket of `kind`. IPv6 ones take IPv6 alone: 0.0.0.0 has its own."""
+    family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        if kind == socket.SOCK_STREAM:
+            # Connections of a relay that has just ended linger in TIME_WAIT; they are no reason to wait.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            # On a host that is itself in the mesh, answers must not go into the tunnel that they carry.
+            # Accepted sockets inherit the mark.
+            set_mark(sock)
+        except PermissionError:
+            log.get().debug("relay.unmarked", reason="no CAP_NET_ADMIN (a relay on a mesh node needs it)")
+        sock.bind((str(endpoint.address), endpoint.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _have_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _explained(listen: str) -> Iterator[None]:
+    """Turn a failed bind into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        what = {
+            errno.EADDRINUSE: "another process listens there: stop it, or choose another --listen",
+            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or choose another --listen",
+            errno.EADDRNOTAVAIL: "this host has no such address: see `ip address`",
+        }.get(error.errno or 0, "see --listen")
+        raise HostError(f"cannot listen on {listen}: {error.strerror} ({what})") from error
