@@ -26,6 +26,7 @@ COMMANDS = {
     "agent": "Give each peer of this host's WireGuard interface a path that works.",
     "status": "Show what the relay and the agents on this host are doing.",
     "check": "Look this host over: what stands in the tunnels' way, and what mends it.",
+    "config": "Check a configuration file, or show the values that count.",
     "cleanup": "Remove from this host what the agent added to it.",
     "demo": "Show it at work, in network namespaces of its own. Needs root.",
 }

@@ -28,6 +28,16 @@ def add_settings(
         _add(group, setting, _help(role, setting) if shown else argparse.SUPPRESS)
 
 
+def add_every_setting(parser: argparse.ArgumentParser, roles: Sequence[Role]) -> None:
+    """The flags of several roles, each once, none in the help. Flags that roles share have one kind."""
+    added = set()
+    for role in roles:
+        for setting in role.settings:
+            if setting.flag not in added:
+                added.add(setting.flag)
+                _add(parser, setting, argparse.SUPPRESS)
+
+
 def add_file(parser: argparse.ArgumentParser) -> None:
     """--config."""
     parser.add_argument("--config", metavar="FILE", help="a TOML file; flags and variables win over it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -10,6 +10,7 @@ from relayd import marks
 from relayd.config.toml import Document, Place
 from relayd.config.types import InterfaceConfig, PeerConfig
 from relayd.config.values import MIN_MTU_IPV6
+from relayd.errors import ConfigError
 from relayd.keys import PublicKey
 
 Network = IPv4Network | IPv6Network
@@ -24,43 +25,48 @@ class Claim:
     network: Network
 
 
-def check_interface(owned: InterfaceConfig, proxy_port: int, document: Document) -> None:
-    """Raise ConfigError for an interface that could not work."""
+def interface_mistakes(owned: InterfaceConfig, proxy_port: int, document: Document) -> Iterator[ConfigError]:
+    """What would keep this interface from working."""
     has_ipv6 = any(address.version == 6 for address in owned.address)
     if has_ipv6 and owned.mtu < MIN_MTU_IPV6:
-        raise document.place(("interface", "mtu")).error(
+        yield document.place(("interface", "mtu")).error(
             f"{owned.mtu} is too small for the interface's IPv6 address",
             f"at least {MIN_MTU_IPV6} (RFC 8200)",
         )
     if owned.listen_port == proxy_port:
-        raise document.place(("interface", "listen_port")).error(
+        yield document.place(("interface", "listen_port")).error(
             f"{proxy_port} is the port of the agent's own socket on lo",
             f"another, for example {marks.DEFAULT_LISTEN_PORT}, or set proxy_port in [agent]",
         )
 
 
-def check_peers(peers: Sequence[PeerConfig], owned: InterfaceConfig, document: Document) -> None:
-    """Raise ConfigError for the first peer that is ourselves, or claims what another peer or we have."""
-    own_key = owned.private_key.public() if owned.private_key is not None else None
-    own_hosts = {address.ip for address in owned.address}
+def peer_mistakes(
+    peers: Mapping[int, PeerConfig], owned: InterfaceConfig | None, document: Document
+) -> Iterator[ConfigError]:
+    """Peers that are ourselves, or claim what another peer or we have.
+
+    `peers` by their place in the file, from 0. Without `owned` (its table has mistakes of its own) they are
+    compared among themselves.
+    """
+    own_key = owned.private_key.public() if owned is not None and owned.private_key is not None else None
+    own_hosts = {address.ip for address in owned.address} if owned is not None else set()
     first: dict[PublicKey, int] = {}
-    for index, peer in enumerate(peers):
+    for index, peer in peers.items():
         key_place = document.place(("peer", index, "public_key"))
         if peer.public_key == own_key:
-            raise key_place.error("is this node's own key", "the public key of another node")
+            yield key_place.error("is this node's own key", "the public key of another node")
         if first.setdefault(peer.public_key, index) != index:
-            raise key_place.error(
+            yield key_place.error(
                 f"the same key as {_other(document, first[peer.public_key])}",
                 "one [[peer]] a key; put all its allowed_ips there",
             )
         for element, network in enumerate(peer.allowed_ips):
             if network.num_addresses == 1 and network.network_address in own_hosts:
-                raise document.place(("peer", index, "allowed_ips", element)).error(
+                yield document.place(("peer", index, "allowed_ips", element)).error(
                     f"{network} is this node's own address", "the addresses of the other node"
                 )
-    clashes = sorted(overlaps(peers), key=lambda pair: (pair[0].peer, pair[0].element))
-    for later, earlier in clashes:
-        raise document.place(("peer", later.peer, "allowed_ips", later.element)).error(
+    for later, earlier in sorted(overlaps(peers), key=lambda pair: (pair[0].peer, pair[0].element)):
+        yield document.place(("peer", later.peer, "allowed_ips", later.element)).error(
             f"{later.network} overlaps {earlier.network} of {_other(document, earlier.peer)}",
             "an address belongs to one peer",
         )
@@ -71,7 +77,7 @@ def _other(document: Document, peer: int) -> str:
     return f"{place.key}, line {place.line}"
 
 
-def overlaps(peers: Sequence[PeerConfig]) -> Iterator[tuple[Claim, Claim]]:
+def overlaps(peers: Mapping[int, PeerConfig]) -> Iterator[tuple[Claim, Claim]]:
     """Pairs (later, earlier in the file) of allowed IPs of different peers that share addresses.
 
     At least one where there is any, not all of them. WireGuard itself takes the longest
@@ -80,7 +86,7 @@ def overlaps(peers: Sequence[PeerConfig]) -> Iterator[tuple[Claim, Claim]]:
     """
     claims = [
         Claim(index, element, network)
-        for index, peer in enumerate(peers)
+        for index, peer in peers.items()
         for element, network in enumerate(peer.allowed_ips)
     ]
     # Sorted like this a network comes after all that contain it, and CIDR networks nest or are disjoint.

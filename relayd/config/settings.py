@@ -78,6 +78,18 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a table that describes a thing, as [interface] does. Only the file has those."""
+
+    kind: Kind
+    help: str
+    """As of a Setting."""
+
+    required: str = ""
+    """What to write where it is missing; "": it has a default."""
+
+
+@dataclass(frozen=True, slots=True)
 class Role:
     """A relay or an agent: what it can be told."""
 
@@ -89,6 +101,11 @@ class Role:
     settings: tuple[Setting, ...]
     tables: tuple[str, ...] = ()
     """Of its file, beside those of its settings."""
+
+    @property
+    def all_tables(self) -> tuple[str, ...]:
+        """Of its file."""
+        return tuple(dict.fromkeys((*self.tables, *(one.table for one in self.settings))))
 
     def setting(self, name: str) -> Setting:
         """The one with this name. Raises KeyError when there is none: a bug."""
@@ -193,3 +210,42 @@ AGENT = Role(
 )
 
 ROLES = (RELAY, AGENT)
+
+INTERFACE_KEYS = {
+    "name": Key(kinds.INTERFACE, "the interface to make"),
+    "private_key_file": Key(
+        kinds.FILE, "the file with its key, one line as `wg genkey` prints it; without, the agent makes one"
+    ),
+    "listen_port": Key(kinds.PORT, "WireGuard's own UDP port"),
+    "address": Key(
+        kinds.several(values.interface_address, "ADDRESS/PREFIX", example="10.0.0.1/24"),
+        "this node's addresses in the tunnel, each with its network's prefix",
+        'address = ["10.0.0.1/24"]',
+    ),
+    "mtu": Key(kinds.number(values.MIN_MTU, values.MAX_MTU, "an MTU", metavar="BYTES"), "its MTU"),
+}
+"""Of [interface]: an interface that the agent makes and keeps."""
+
+PEER_KEYS = {
+    "public_key": Key(
+        Kind(values.public_key, "KEY"), "the peer's key", 'public_key = "<what wg pubkey prints>"'
+    ),
+    "allowed_ips": Key(
+        kinds.several(
+            values.network,
+            "ADDRESS/PREFIX",
+            example="10.0.0.2/32",
+            empty="a peer without allowed IPs gets no traffic",
+        ),
+        "the addresses behind it",
+        'allowed_ips = ["10.0.0.2/32"]',
+    ),
+    "endpoint": Key(
+        Kind(values.peer_endpoint, "IP:PORT"), "where it can be reached directly; without, by the relay"
+    ),
+    "persistent_keepalive": Key(
+        kinds.number(0, 65535, "seconds, 0 is off", metavar="SECONDS"),
+        "between packets that keep a NAT on the way open; 0 is off",
+    ),
+}
+"""Of each [[peer]] of that interface."""

@@ -60,6 +60,17 @@ class Document:
     directory: Path = Path()
     """Relative paths in the file start here."""
 
+    def at(self, path: KeyPath) -> Any:
+        """The value at `path`, None when there is none (TOML has no null)."""
+        value: Any = self.data
+        for part in path:
+            if not isinstance(value, Mapping) and isinstance(part, str):
+                return None  # a key of what should be a table, and isn't
+            if isinstance(part, str) and part not in value:
+                return None
+            value = value[part]
+        return value
+
     def place(self, path: KeyPath, *, missing: str = "") -> Place:
         """Where `path` is; for a `missing` key, the table it is missing from."""
         found = path

@@ -55,7 +55,10 @@ def test_a_clash_is_found_exactly_when_there_is_one(peers: list[list[IPv4Network
         PeerConfig(public_key=PublicKey(bytes([index + 1] * 32)), allowed_ips=tuple(networks))
         for index, networks in enumerate(peers)
     ]
-    found = {(later.peer, later.element, sooner.peer, sooner.element) for later, sooner in overlaps(configs)}
+    found = {
+        (later.peer, later.element, sooner.peer, sooner.element)
+        for later, sooner in overlaps(dict(enumerate(configs)))
+    }
     assert found <= expected
     assert bool(found) == bool(expected)
 
