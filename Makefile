@@ -30,7 +30,7 @@ endef
 help:
 	@cat <<-'END'
 	make demo    see it work: two nodes, a relay, a killed relay, a killed agent (needs root or sudo)
-	make test    everything that is tested: check, then the namespace, interop and kernel tiers
+	make test    everything that is tested: check, then interop, namespace, kube and kernel tiers
 	make check   lint, types, layers and unit tests: the inner loop, under a minute
 	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
@@ -51,6 +51,9 @@ test:
 	$(CHECK)
 	say "pytest: recorded exchanges, and real processes in network namespaces"
 	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/interop tests/netns
+	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"
+	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
+	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
 	$(LIMIT) 600 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
 		"$$python" -m pytest -p no:cacheprovider tests/kernel

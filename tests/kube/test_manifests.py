@@ -1,0 +1,157 @@
+"""config/: every manifest is taken by a real API server, and refuses what it should."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import relayd
+from relayd.errors import HostError
+from tests.kube.control_plane import NAMESPACE, ROOT, ControlPlane
+
+CONFIG = ROOT / "config"
+EXAMPLES = sorted((CONFIG / "examples").glob("*.yaml"))
+MANIFESTS = sorted(
+    path
+    for path in CONFIG.rglob("*.yaml")
+    if path.name not in ("kustomization.yaml", "cleanup-job.yaml") and path not in EXAMPLES
+)
+KEY = "mDBJK0hxAGm9FGfXNBoqFwrB2UVrqAvX5l3RrM0wFmQ="
+
+
+def test_every_manifest_is_in_the_kustomization() -> None:
+    listed = re.findall(r"^  - (\S+\.yaml)$", (CONFIG / "kustomization.yaml").read_text(), re.MULTILINE)
+    assert sorted(CONFIG / name for name in listed) == MANIFESTS
+
+
+def test_the_image_is_of_this_version_everywhere() -> None:
+    tags = [re.findall(r"image: relayd:(\S+)", path.read_text()) for path in CONFIG.rglob("*.yaml")]
+    assert {tag for found in tags for tag in found} == {relayd.__version__}
+    assert f"newTag: {relayd.__version__}" in (CONFIG / "kustomization.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(CONFIG)))
+def test_a_manifest_passes_a_dry_run_on_the_server(cluster: ControlPlane, path: Path) -> None:
+    cluster.kubectl("apply", "-f", str(CONFIG / "namespace.yaml"))
+    said = cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", str(path))
+    assert "serverside-applied (server dry run)" in said
+
+
+def test_all_of_it_is_installed_by_one_command_and_a_second_time(installed: ControlPlane) -> None:
+    before = installed.get("all,pdb,netpol,sa", "-n", NAMESPACE)["items"]
+    assert {f"{one['kind']}/{one['metadata']['name']}" for one in before} >= {
+        "DaemonSet/wirekube-agent",
+        "Deployment/wirekube-relay",
+        "Service/wirekube-relay",
+        "Service/wirekube-relay-headless",
+        "PodDisruptionBudget/wirekube-relay",
+        "NetworkPolicy/wirekube-relay",
+        "ServiceAccount/wirekube-agent",
+        "ServiceAccount/wirekube-cleanup",
+    }
+    installed.install()
+    assert installed.get("all,pdb,netpol,sa", "-n", NAMESPACE)["items"] == before
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_taken(installed: ControlPlane, path: Path) -> None:
+    installed.kubectl("apply", "--server-side", "--dry-run=server", "-f", str(path))
+
+
+def test_the_agent_has_two_capabilities_and_runs_where_the_label_is(installed: ControlPlane) -> None:
+    pod = installed.get("daemonset", "wirekube-agent", "-n", NAMESPACE)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["nodeSelector"]["wirekube.io/vpn-enabled"] == "true"
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    paths = {one["hostPath"]["path"] for one in pod["volumes"] if "hostPath" in one}
+    assert {"/var/lib/wirekube", "/run/relayd"} <= paths
+
+
+def test_short_names_and_columns(installed: ControlPlane) -> None:
+    installed.apply(peer("columns", publicKey=KEY, endpoint="192.0.2.9:51820", allowedIPs=["10.100.0.9/32"]))
+    try:
+        header, row = installed.kubectl("get", "wkpeer").splitlines()[:2]
+        assert header.split() == ["NAME", "ENDPOINT", "ALLOWEDIPS", "CONNECTED", "NAT", "REPORTED", "AGE"]
+        assert row.split()[:3] == ["columns", "192.0.2.9:51820", '["10.100.0.9/32"]']
+        assert installed.get("wkpeer", "columns")["spec"]["persistentKeepalive"] == 25
+    finally:
+        installed.kubectl("delete", "wkpeer", "columns")
+    installed.apply(mesh())
+    try:
+        row = installed.kubectl("get", "wkmesh").splitlines()[1]
+        assert row.split()[:3] == ["default", "51820", "wire_kube"]
+    finally:
+        installed.kubectl("delete", "wkmesh", "default")
+
+
+def peer(name: str, **spec: object) -> dict[str, object]:
+    return {
+        "apiVersion": "wirekube.io/v1alpha1",
+        "kind": "WireKubePeer",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def mesh(**spec: object) -> dict[str, object]:
+    return peer("default", **spec) | {"kind": "WireKubeMesh"}
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        (peer("a", publicKey="nonsense"), "spec.publicKey"),
+        (peer("a", publicKey=KEY[:-2] + "R="), "spec.publicKey"),
+        (peer("a", endpoint="192.0.2.1"), "spec.endpoint"),
+        (peer("a", endpoint="2001:db8::1:51820"), "spec.endpoint"),
+        (peer("a", allowedIPs=["10.0.0.1"]), "spec.allowedIPs"),
+        (peer("a", persistentKeepalive=70000), "spec.persistentKeepalive"),
+        (peer("a", publickey=KEY), "unknown field"),
+        (mesh(listenPort=80), "spec.listenPort"),
+        (mesh(interfaceName="a/b"), "spec.interfaceName"),
+        (mesh(mtu=100), "spec.mtu"),
+        (mesh(stunServers=["one.example.net:3478"]), "spec.stunServers"),
+        (mesh(meshCIDR="10.0.0.0"), "spec.meshCIDR"),
+        (mesh(apiServerURL="http://api.example.net"), "spec.apiServerURL"),
+        (mesh(relay={"mode": "sometimes"}), "spec.relay.mode"),
+        (mesh(relay={"provider": "external"}), "needs external.endpoint"),
+        (mesh(relay={"provider": "external", "external": {"endpoint": "relay"}}), "external.endpoint"),
+    ],
+)
+def test_what_is_wrong_is_refused_where_it_is(
+    installed: ControlPlane, made: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(HostError, match=re.escape(complaint)):
+        installed.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(made))
+
+
+def test_a_newer_agents_status_is_kept_whole(installed: ControlPlane) -> None:
+    installed.apply(peer("newer", publicKey=KEY))
+    try:
+        told = {"bindMode": "proxied", "lastReportedAt": "2026-01-02T03:04:05Z", "somethingNew": {"a": 1}}
+        patch = ("patch", "wkpeer", "newer", "--subresource=status", "--type=merge", "-p")
+        installed.kubectl(*patch, json.dumps({"status": told}))
+        assert installed.get("wkpeer", "newer")["status"] == told
+    finally:
+        installed.kubectl("delete", "wkpeer", "newer")
+
+
+def test_the_cleanup_job_is_filled_in_by_the_guides_command(installed: ControlPlane) -> None:
+    name = "wirekube-cleanup-node-a.example"
+    installed.shell(
+        "NODE=node-a.example\n"
+        'sed "s/TARGET_NODE_NAME/$NODE/g" config/cleanup/cleanup-job.yaml | kubectl apply -f -'
+    )
+    try:
+        pod = installed.get("job", name, "-n", NAMESPACE)["spec"]["template"]["spec"]
+        assert pod["nodeName"] == "node-a.example"
+        assert pod["tolerations"] == [{"operator": "Exists"}]
+        (container,) = pod["containers"]
+        assert (container["image"], container["args"]) == (f"relayd:{relayd.__version__}", ["cleanup"])
+    finally:
+        installed.kubectl("delete", "job", "-n", NAMESPACE, name)
