@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from relayd.netio.delays import Delays
 from relayd.wire.frames import LENGTH_BYTES, MAX_LENGTH
 
 MAX_BYTES = 1 << 20
@@ -44,8 +45,10 @@ class Outbox:
     """The frames that wait for one connection. Not for use by two tasks."""
 
     __slots__ = (
+        "_delays",
         "_max_age_s",
         "_max_bytes",
+        "_now",
         "_rest",
         "_runs",
         "dropped_full",
@@ -53,11 +56,17 @@ class Outbox:
         "queued_bytes",
     )
 
-    def __init__(self, *, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S) -> None:
-        """Raises ValueError when `max_bytes` could not hold the largest frame."""
+    def __init__(
+        self, *, max_bytes: int = MAX_BYTES, max_age_s: float = MAX_AGE_S, delays: Delays | None = None
+    ) -> None:
+        """`delays` is told how long frames waited. Raises ValueError when `max_bytes` could not hold the
+        largest frame."""
         if max_bytes < MAX_LENGTH + LENGTH_BYTES:
             raise ValueError(f"{max_bytes} bytes cannot hold one frame of {MAX_LENGTH + LENGTH_BYTES}")
         self._max_bytes, self._max_age_s = max_bytes, max_age_s
+        self._delays = Delays() if delays is None else delays
+        self._now = 0.0
+        """Of the last `chunks`."""
         self._rest = b""
         self._runs: deque[_Run] = deque()
         self.queued_bytes = 0
@@ -108,6 +117,7 @@ class Outbox:
     def chunks(self, now: float) -> list[bytes | memoryview]:
         """What to send next, oldest first, after dropping what is too old. Then call `sent`."""
         self.expire(now)
+        self._now = now
         pieces: list[bytes | memoryview] = [self._rest] if self._rest else []
         total = len(self._rest)
         for run in self._runs:
@@ -130,10 +140,13 @@ class Outbox:
             left = len(run.data) - run.head
             if count >= left:
                 self._runs.popleft()
+                self._delays.add(self._now - run.since, left // run.size)
                 count -= left
                 continue
             end = run.head + count
-            run.head += -(-count // run.size) * run.size
+            frames = -(-count // run.size)
+            self._delays.add(self._now - run.since, frames)
+            run.head += frames * run.size
             self._rest = run.data[end : run.head]
             if run.head == len(run.data):
                 self._runs.popleft()

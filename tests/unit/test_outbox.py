@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from relayd.keys import PublicKey
+from relayd.netio.delays import BOUNDS_S, Delays
 from relayd.netio.outbox import Outbox
 from relayd.wire.frames import encode_data
 
@@ -200,3 +201,41 @@ class AgainstAModel(RuleBasedStateMachine):
 
 TestAgainstAModel = AgainstAModel.TestCase
 TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_what_waited_is_told_with_how_long_it_did() -> None:
+    delays = Delays()
+    outbox = Outbox(delays=delays)
+    outbox.put(run_of(range(5)), 10.0)
+    outbox.put(frame(5), 10.030)
+    pieces = outbox.chunks(10.040)
+    outbox.sent(sum(map(len, pieces)))
+    assert dict(zip(BOUNDS_S, delays.frames, strict=False)) == dict.fromkeys(BOUNDS_S, 0) | {0.05: 5, 0.01: 1}
+    assert delays.sum_s == pytest.approx(5 * 0.040 + 0.010)
+
+
+@pytest.mark.parametrize("step", [1, 37, 99, 100, 101, 1000])
+def test_a_frame_is_told_of_once_however_it_is_cut(step: int) -> None:
+    delays = Delays()
+    outbox = Outbox(delays=delays)
+    outbox.put(run_of(range(7)), 0.0)
+    drain(outbox, 0.1, step)
+    assert sum(delays.frames) == 7
+
+
+def test_dropped_frames_and_those_that_did_not_wait_are_not_told_of() -> None:
+    delays = Delays()
+    outbox = Outbox(delays=delays, max_age_s=0.5)
+    outbox.keep([run_of(range(10))], 550, 0.0)  # five on the wire, the sixth half, four wait
+    drain(outbox, 0.1)
+    assert sum(delays.frames) == 4
+    outbox.put(frame(0), 1.0)
+    outbox.expire(2.0)
+    assert sum(delays.frames) == 4
+
+
+def test_a_wait_longer_than_all_bounds_has_its_bucket() -> None:
+    delays = Delays()
+    delays.add(60.0, 2)
+    assert delays.frames[-1] == 2
+    assert delays.status()["sum_ms"] == 120_000.0
