@@ -11,7 +11,9 @@ and the peers' loopback addresses are the same then.
 
 from __future__ import annotations
 
+import heapq
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,6 @@ from relayd.agent.beginning import (
 )
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.host_keeper import HostKeeper
-from relayd.agent.loop_lag import LoopLag
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.node_key import with_key
 from relayd.agent.reconciler import Reconciler
@@ -46,6 +47,9 @@ from relayd.netio.datagrams import DatagramSocket
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.observe.control import serve_control
+from relayd.observe.http_server import HttpServer, open_http
+from relayd.observe.http_site import serve_http
+from relayd.observe.loop_lag import LoopLag
 from relayd.services import Service, supervise
 from relayd.wire.runs import Run
 
@@ -80,7 +84,8 @@ async def run_agent(
             interface = await opened.wireguard.read()
             keeper = keeper_of(mesh, rules, Path(config.state_dir))
             await keeper.begin()
-            agent = Agent(config, mesh, opened.wireguard, interface, keeper, stack)
+            http = open_http(config.http, stack)
+            agent = Agent(config, mesh, opened.wireguard, interface, keeper, stack, http=http)
         except BaseException:
             await opened.undo()
             raise
@@ -97,6 +102,7 @@ async def run_agent(
                 relay=mesh.relay,
                 proxy_port=agent.proxy.port,
                 control=config.control_path,
+                http=http.address if http is not None else None,
             )
             task_status.started()
 
@@ -112,9 +118,12 @@ class Agent:
         interface: Interface,
         keeper: HostKeeper,
         stack: ExitStack,
+        *,
+        http: HttpServer | None,
     ) -> None:
         """`interface` is what `wireguard` read. `stack` closes what is opened here. Raises HostError."""
         self._config = config
+        self._http = http
         self.keeper = keeper
         self._started_at = time.monotonic()
         self.loop_lag = LoopLag()
@@ -166,6 +175,7 @@ class Agent:
                 name="control socket",
                 run=partial(serve_control, self._config.control_path, {"status": self.status}),
             ),
+            Service(name="http", run=partial(serve_http, self._http, self, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
             Service(name="relay link", run=self.link.run),
             Service(name="reconciler", run=self.reconciler.run),
@@ -174,13 +184,16 @@ class Agent:
 
     def status(self) -> dict[str, object]:
         """What `relayd status` shows."""
+        return self.summary() | {"peers": list(self.peers())}
+
+    def summary(self) -> dict[str, object]:
+        """All of it but the peers."""
         interface = self.reconciler.interface
-        now = trio.current_time()
-        relayed = self.proxy.peers
         return {
             "role": "agent",
             "version": relayd.__version__,
             "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "http": self._http.address if self._http is not None else None,
             "interface": interface.name,
             "interface_problem": self.reconciler.problem,
             "host_problems": list(self.keeper.problems),
@@ -188,19 +201,24 @@ class Agent:
             "listen_port": interface.listen_port,
             "proxy_port": self.proxy.port,
             "relay": self.link.status(),
-            "peers": [
-                peer_status(
-                    path,
-                    relayed.get(key),
-                    relay_connected=self.link.connected,
-                    now=now,
-                )
-                for key, path in self.reconciler.paths.items()
-            ],
             "drops": merge_drops(self.link.drops(), self.proxy.drops()),
+            "queued_bytes": self.link.queued_bytes,
+            "queue_delay": self.link.delays.status(),
             "proxy": {"renewals": self.proxy.renewals, "last_error": self.proxy.last_error},
             "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
+
+    def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
+        """The peers one by one; with `limit` so many of them, those first that have carried most."""
+        now = trio.current_time()
+        relayed = self.proxy.peers
+        paths = list(self.reconciler.paths.items())
+        if limit is not None:
+            paths = heapq.nlargest(limit, paths, key=lambda one: one[1].peer.rx_bytes + one[1].peer.tx_bytes)
+        return (
+            peer_status(path, relayed.get(key), relay_connected=self.link.connected, now=now)
+            for key, path in paths
+        )
 
     def _deliver(self, buffer: bytearray, runs: list[Run], now: float) -> None:
         self.proxy.deliver(buffer, runs, now)

@@ -31,6 +31,7 @@ from relayd.backoff import Backoff
 from relayd.coordination.model import RelayAddress
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
+from relayd.netio.delays import Delays
 from relayd.netio.outbox import MAX_AGE_S, MAX_BYTES, Outbox
 from relayd.netio.poller import Poller
 from relayd.observe import log
@@ -98,7 +99,11 @@ class RelayLink:
         self._on_runs, self._settings, self._dial = on_runs, settings, dial
         self._backoff = Backoff(uniform)
         self._buffer = bytearray(BUFFER_BYTES)
-        self._outbox = Outbox(max_bytes=settings.queue_bytes, max_age_s=settings.queue_age_s)
+        self.delays = Delays()
+        """How long frames waited for a relay that takes less than it is sent."""
+        self._outbox = Outbox(
+            max_bytes=settings.queue_bytes, max_age_s=settings.queue_age_s, delays=self.delays
+        )
         self._connection: RelayConnection | None = None
         self._state: LinkState | None = None
         self._endpoint: Endpoint | None = None
@@ -122,6 +127,11 @@ class RelayLink:
     def connected(self) -> bool:
         """Whether the relay has shown that it lives and has us registered."""
         return self.phase is Phase.CONNECTED
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits for the relay to take it."""
+        return self._outbox.queued_bytes
 
     def congested(self) -> bool:
         """Whether the relay takes less than it is sent, and half of the queue is full."""

@@ -6,6 +6,7 @@ Anything wrong is one `ConfigError` that says where, what, and what would be rig
 
 from relayd.config.load import load_agent, load_control, load_host, load_relay
 from relayd.config.types import (
+    HTTP_ADDRESS,
     KEY_FILE,
     RELAY_CONTROL,
     RUN_DIR,
@@ -19,6 +20,7 @@ from relayd.config.types import (
 )
 
 __all__ = [
+    "HTTP_ADDRESS",
     "KEY_FILE",
     "RELAY_CONTROL",
     "RUN_DIR",

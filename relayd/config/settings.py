@@ -17,7 +17,7 @@ import msgspec
 from relayd import marks
 from relayd.config import kinds, values
 from relayd.config.kinds import Kind
-from relayd.config.types import AgentConfig, RelayConfig
+from relayd.config.types import HTTP_ADDRESS, AgentConfig, RelayConfig
 
 ENV_PREFIX = "RELAYD_"
 """Unknown variables are let be: Kubernetes sets RELAYD_PORT and more for a Service named `relayd`."""
@@ -149,6 +149,11 @@ _LISTEN = kinds.several(
     empty="there is no address to accept connections on",
 )
 _CONTROL = "the socket that `relayd status` asks"
+_HTTP = kinds.or_off(kinds.LISTEN)
+_HTTP_HELP = "serve metrics, health and the status page here"
+_HTTP_DEFAULT = f"{HTTP_ADDRESS}, or the next free port"
+_HTTP_NAMES = kinds.several(values.host_name, "NAME", example="gateway.example.net")
+_HTTP_NAMES_HELP = "host names by which that may be asked, beside IP addresses and this host's own name"
 _LOG = "how to log; auto is console when standard error is a terminal, json otherwise"
 _QUEUE_BYTES_HELP = "a receiver that falls behind loses its oldest frames past this many bytes"
 _QUEUE_AGE_HELP = "and those that have waited longer than this, in milliseconds"
@@ -165,6 +170,8 @@ RELAY = Role(
     (
         _relay("listen", _LISTEN, "accept agents here; may be repeated", common=True),
         _relay("control", kinds.SOCKET, _CONTROL, common=True),
+        _relay("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
+        _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
         _relay("log", kinds.LOG, _LOG, common=True),
         _door("silence_s", _DURATION, "close a connection that has sent nothing for this long"),
         _door("register_timeout_s", _DURATION, "close a connection that hasn't registered a key by then"),
@@ -194,6 +201,8 @@ AGENT = Role(
         _agent("interface", kinds.INTERFACE, "the WireGuard interface", common=True),
         _agent("state_dir", kinds.DIRECTORY, "where its memory is kept", word="state", common=True),
         _agent("control", kinds.SOCKET, _CONTROL, default="/run/relayd/agent-INTERFACE.sock", common=True),
+        _agent("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
+        _agent("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
         _agent("log", kinds.LOG, _LOG, common=True),
         _agent(
             "proxy_port", kinds.PORT, "the agent's port on lo, where WireGuard sends what is for the relay"

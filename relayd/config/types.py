@@ -22,6 +22,9 @@ KEY_FILE = "privatekey"
 
 RELAY_CONTROL = f"{RUN_DIR}/relay.sock"
 
+HTTP_ADDRESS = "127.0.0.1:9478"
+"""Of relays and agents alike. While its port is taken the next free one is: several on a host go well."""
+
 QUEUE_BYTES = 1 << 20
 """A receiver that falls behind loses its oldest frames past this many bytes, relay and agent alike."""
 
@@ -37,6 +40,12 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     control: str = RELAY_CONTROL
     """Unix socket that `relayd status` asks."""
+
+    http: str | None = HTTP_ADDRESS
+    """Where metrics, health and the status page are served; None: nowhere."""
+
+    http_names: tuple[str, ...] = ()
+    """Host names by which that may be asked, besides the host's own, localhost and IP addresses."""
 
     log: LogMode = "auto"
     queue_bytes: int = QUEUE_BYTES
@@ -106,6 +115,10 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     clean_state_once: bool = False
     """Likewise, unless the last start did it too: for a setting that stays set through restarts."""
 
+    http: str | None = HTTP_ADDRESS
+    """As of a relay."""
+
+    http_names: tuple[str, ...] = ()
     proxy_port: int = marks.PROXY_PORT
     log: LogMode = "auto"
     queue_bytes: int = QUEUE_BYTES

@@ -278,6 +278,14 @@ def peer_endpoint(value: object) -> Endpoint:
     return endpoint
 
 
+def host_name(value: object) -> str:
+    """A DNS name, in lower case and without a last dot."""
+    written = text(value).strip()
+    if not is_host_name(written):
+        raise WrongError(f"{written!r} is not a host name", "for example gateway.example.net")
+    return written.lower().rstrip(".")
+
+
 def listen_address(value: object) -> str:
     """An address to accept connections on, in its canonical form; port 0: any free one."""
     written = text(value).strip()

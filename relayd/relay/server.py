@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import socket
 import time
+from collections.abc import Collection, Iterator
 from functools import partial
 
 import trio
@@ -17,6 +19,9 @@ from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.observe.control import serve_control
+from relayd.observe.http_server import open_http
+from relayd.observe.http_site import serve_http
+from relayd.observe.loop_lag import LoopLag
 from relayd.relay.dataplane import Bounds, Connection, DataPlane, counts
 from relayd.relay.doorway import DoorLimits, Doorway
 from relayd.relay.listeners import name_of, open_listeners
@@ -39,9 +44,15 @@ class Relay:
     """One running relay."""
 
     def __init__(
-        self, config: RelayConfig, nursery: trio.Nursery, udp: list[socket.socket], listen: list[str]
+        self,
+        config: RelayConfig,
+        nursery: trio.Nursery,
+        udp: list[socket.socket],
+        listen: list[str],
+        *,
+        http: str | None,
     ) -> None:
-        """`listen` names what it is reached by, for the status."""
+        """`listen` names what it is reached by, for the status, and `http` where HTTP is served, if it is."""
         self._config, self._listen = config, listen
         self._started_at = time.monotonic()
         self.poller = Poller()
@@ -58,6 +69,8 @@ class Relay:
         )
         self.doorway = Doorway(self.plane, limits, nursery)
         self.prober = NatProber(self.poller, udp)
+        self.loop_lag = LoopLag()
+        self._http = http
 
     def _on_closed(self, connection: Connection, reason: str) -> None:
         self.doorway.on_closed(connection, reason)
@@ -92,6 +105,10 @@ class Relay:
 
     def status(self) -> dict[str, object]:
         """What `relayd status` shows."""
+        return self.summary() | {"peers": list(self.peers())}
+
+    def summary(self) -> dict[str, object]:
+        """All of it but the connections, one by one."""
         total = self.plane.count()
         now = time.monotonic()
         drops = {name.removeprefix("dropped_"): total[name] for name in total if "dropped_" in name}
@@ -100,7 +117,11 @@ class Relay:
             "version": relayd.__version__,
             "uptime_s": round(now - self._started_at, 3),
             "listen": self._listen,
+            "http": self._http,
             "connections": len(self.plane.connections),
+            "backlogged": len(self.plane.backlogged),
+            "queued_bytes": self.plane.queued_bytes,
+            "queue_delay": self.plane.delays.status(),
             "unregistered": self.doorway.unregistered,
             "accepted": self.doorway.accepted,
             "refused": dict(self.doorway.refused),
@@ -111,8 +132,18 @@ class Relay:
             "unknown_frames": total["unknown_frames"],
             "drops": drops,
             "nat_probes": dict(self.prober.counts),
-            "peers": [_peer_status(one, now) for one in self.plane.connections],
+            "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
+
+    def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
+        """The connections one by one; with `limit` so many of them, those first that have carried most."""
+        connections: Collection[Connection] = self.plane.connections
+        if limit is None:
+            connections = list(connections)
+        else:
+            connections = heapq.nlargest(limit, connections, key=lambda one: one.bytes_in + one.bytes_out)
+        now = time.monotonic()
+        return (_peer_status(one, now) for one in connections)
 
     def close(self) -> None:
         """Close every connection. Agents see an end of stream, and dial again."""
@@ -152,10 +183,13 @@ async def serve(
     with contextlib.ExitStack() as stack:
         listeners, udp = open_listeners(config, manager.take(), stack)
         listen = [name_of(one) for one in listeners]
+        http = open_http(config.http, stack)
         # The nursery in which connections are greeted and seen off. It ends with the services' one.
         async with trio.open_nursery() as nursery:
-            relay = Relay(config, nursery, udp, listen)
+            relay = Relay(config, nursery, udp, listen, http=http.address if http is not None else None)
             stack.callback(relay.close)
+            trio.lowlevel.add_instrument(relay.loop_lag)
+            stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
             for listener in listeners:
                 relay.poller.yield_when_readable(listener.fileno())
             services = [
@@ -166,13 +200,19 @@ async def serve(
                     run=partial(serve_control, config.control, {"status": relay.status}),
                 ),
                 *watchdog_services(manager, relay.poller, stack),
+                Service(name="http", run=partial(serve_http, http, relay, config.http_names)),
                 *(
                     Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
                     for one in listeners
                 ),
             ]
             await nursery.start(supervise, services)
-            log.get().info("relay.started", listen=listen, control=config.control)
+            log.get().info(
+                "relay.started",
+                listen=listen,
+                control=config.control,
+                http=http.address if http is not None else None,
+            )
             task_status.started()
 
 

@@ -24,6 +24,7 @@ from relayd.kernel.host_rules import HostRules
 from relayd.kernel.sysctls import Sysctls
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe.control import ask
+from relayd.observe.metrics import Exporter
 from relayd.wire.frames import DATA
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
 from tests.helpers.fake_wireguard import FakeWireGuard
@@ -46,6 +47,7 @@ def config(relay: TinyRelay, folder: Path) -> AgentConfig:
         relay=str(relay.address),
         interface="wg0",
         control=str(folder / "agent.sock"),
+        http=None,
         state_dir=str(folder / "state"),
         proxy_port=0,
     )
@@ -96,6 +98,8 @@ async def test_datagrams_become_frames_and_frames_become_datagrams(
                 assert source == (str(endpoint.address), endpoint.port)
 
                 status = await status_of(settings)
+                # All that the metrics read is there, for a real agent.
+                assert b"wirekube_direct_peers_total 0.0" in Exporter().render(status, status["peers"])
                 assert status["role"] == "agent"
                 assert status["relay"]["state"] == "connected"
                 assert status["drops"] == {"unknown_key": 1}

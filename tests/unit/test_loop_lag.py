@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relayd.agent.loop_lag import WINDOW_S, LoopLag
+from relayd.observe.loop_lag import WINDOW_S, LoopLag
 
 
 class Clock:

@@ -92,6 +92,7 @@ async def relay(directory: Path, **settings: object) -> AsyncIterator[Running]:
     config = RelayConfig(
         listen=(f"127.0.0.1:{port}",),
         control=str(directory / "relay.sock"),
+        http=None,
         **settings,  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
@@ -317,7 +318,7 @@ async def test_nat_probes_are_rate_limited(tmp_path: Path) -> None:
 
 async def test_taken_address_is_an_error_that_says_so(tmp_path: Path) -> None:
     async with relay(tmp_path) as running:
-        other = RelayConfig(listen=running.config.listen, control=str(tmp_path / "other.sock"))
+        other = RelayConfig(listen=running.config.listen, control=str(tmp_path / "other.sock"), http=None)
         with pytest.raises(HostError, match="another process listens there"):
             await serve(other)
 

@@ -1,0 +1,32 @@
+"""Whether a process does what it is there for, from its own status. Pure.
+
+`/healthz` says whether it lives, `/readyz` whether it is of use; `relayd status` and the page show the same
+words as `/readyz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MOST_PEERS_NAMED = 5
+
+
+def not_ready(summary: Mapping[str, Any], peers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why it isn't ready, a sentence each; empty: it is.
+
+    A relay is ready while it takes agents in. An agent is when its interface is there and every peer has a
+    way: one whose peers are all direct needs no relay.
+    """
+    reasons = []
+    if summary.get("draining"):
+        reasons.append("draining: agents are asked to go to another relay")
+    if summary.get("interface_problem"):
+        reasons.append(f"interface {summary['interface']}: {summary['interface_problem']}")
+    lost = [str(peer["key"])[:8] for peer in peers if peer.get("path") == "none"]
+    if lost:
+        named = ", ".join(lost[:MOST_PEERS_NAMED])
+        more = len(lost) - MOST_PEERS_NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        reasons.append(f"no way to {len(lost)} peer{'s' * (len(lost) != 1)}: {named}{rest}")
+    return reasons

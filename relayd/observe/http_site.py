@@ -1,0 +1,158 @@
+"""What is served over HTTP: which path answers what, and whom. Reads the process, never changes it.
+
+    GET /          the status page                    GET /healthz   200: the event loop turns
+    GET /status    the JSON of `relayd status`        GET /readyz    200: it does what it is for; else 503
+    GET /metrics   for Prometheus
+
+`/status?peers=N` has the N busiest peers only, for pages that ask every other second.
+
+Requests must name a host that is ours: an IP address, localhost, the host's own name or a configured one.
+Otherwise a web page elsewhere could have its own name resolve to this address, and read the answers in a
+visitor's browser (DNS rebinding). Nothing in an answer is a secret, but peers' keys and addresses are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from ipaddress import ip_address
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import trio
+
+from relayd.observe.health import not_ready
+from relayd.observe.http_server import Answer, HttpServer, Request, plain_text
+from relayd.observe.text import plain
+
+if TYPE_CHECKING:
+    from relayd.observe.metrics import Exporter
+
+PEERS_AT_ONCE = 256
+"""Peers that are looked at before other tasks have their turn: 3 ms of work."""
+
+MAX_PEERS_ASKED = 100_000
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:@\[\]]*)(?::[0-9]*)?")
+"""A Host header: a name or an address, IPv6 in brackets, and perhaps a port (RFC 9110, section 7.2)."""
+_PATHS = "there is: / /status /metrics /healthz /readyz"
+
+
+class Observed(Protocol):
+    """A relay or an agent, as it is looked at from outside."""
+
+    def summary(self) -> Mapping[str, object]:
+        """All of its status but the peers. Quick."""
+
+    def peers(self, limit: int | None = None) -> Iterator[Mapping[str, object]]:
+        """Its peers one by one; with `limit` so many of them, the busiest first."""
+
+
+async def serve_http(
+    server: HttpServer | None,
+    observed: Observed,
+    names: Iterable[str],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `observed` until cancelled; without a server, only wait. `names`: see Site."""
+    if server is None:
+        task_status.started()
+        await trio.sleep_forever()
+    else:
+        await server.run(Site(observed, names).answer, task_status=task_status)
+
+
+class Site:
+    """The paths of one process."""
+
+    def __init__(self, observed: Observed, names: Iterable[str] = ()) -> None:
+        """`names` are host names that requests may be made to, besides the host's own."""
+        self._observed = observed
+        self._names = {"localhost", os.uname().nodename.lower(), *(name.lower() for name in names)}
+        self._exporter: Exporter | None = None
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer to any request."""
+        if request.method not in ("GET", "HEAD"):
+            return plain_text(405, "here is nothing to change", headers=(("Allow", "GET, HEAD"),))
+        if not self._is_ours(request.host):
+            return plain_text(421, "this process isn't known by that name (http_names may add one)")
+        try:
+            url = urlsplit(request.target)
+            query = parse_qs(url.query, max_num_fields=8)
+        except ValueError as error:
+            return plain_text(400, f"not a path of this server: {error}")
+        match url.path:
+            case "/":
+                return plain_text(200, _PATHS)
+            case "/status":
+                return await self._status(query.get("peers", [""])[-1])
+            case "/metrics":
+                return await self._metrics()
+            case "/healthz":
+                return plain_text(200, "ok")
+            case "/readyz":
+                return self._ready()
+        return plain_text(404, _PATHS)
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a Host header names us. None at all comes from old scripts, and from no browser."""
+        if not host:
+            return True
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = match[1].lower().strip("[]").rstrip(".")
+        if name in self._names or name.endswith(".localhost"):
+            return True
+        try:
+            ip_address(name.partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+    async def _status(self, asked: str) -> Answer:
+        limit = None
+        if asked:
+            if not (asked.isascii() and asked.isdigit() and int(asked[:7]) <= MAX_PEERS_ASKED):
+                return plain_text(400, f"peers={asked[:20]!r} is not a number up to {MAX_PEERS_ASKED}")
+            limit = int(asked)
+        parts = [_json(self._observed.summary())[:-1], ', "peers": [']
+        peers = self._observed.peers(limit)
+        separator = ""
+        while some := list(islice(peers, PEERS_AT_ONCE)):
+            parts += [separator, _json(some)[1:-1]]
+            separator = ", "
+            await trio.lowlevel.checkpoint()
+        parts.append("]}\n")
+        return Answer(200, "application/json", "".join(parts).encode())
+
+    async def _metrics(self) -> Answer:
+        """In a thread: it imports prometheus_client at first, and a thousand peers are 10,000 lines."""
+        peers: list[Mapping[str, object]] = []
+        summary = self._observed.summary()
+        if summary["role"] == "agent":
+            peers = list(self._observed.peers())
+        if self._exporter is None:
+            self._exporter = await trio.to_thread.run_sync(_exporter)
+        body = await trio.to_thread.run_sync(partial(self._exporter.render, summary, peers))
+        return Answer(200, self._exporter.CONTENT_TYPE, body)
+
+    def _ready(self) -> Answer:
+        summary = self._observed.summary()
+        reasons = not_ready(summary, self._observed.peers() if summary["role"] == "agent" else ())
+        return plain_text(503, *reasons) if reasons else plain_text(200, "ok")
+
+
+def _exporter() -> Exporter:
+    from relayd.observe.metrics import Exporter
+
+    return Exporter()
+
+
+def _json(value: object) -> str:
+    return json.dumps(plain(value))

@@ -1,0 +1,383 @@
+"""/metrics: what the status says, in Prometheus' words.
+
+    status (counters of the data plane, read when somebody asks) -> RELAY | AGENT, PEER -> exposition
+
+A line in a table here is all that a metric takes, once the status has its figure; docs/metrics.md is held to
+these tables by a test. Nothing is counted for the sake of a metric, and nothing per frame.
+
+Names that WireKube's agents have (`wirekube_...`) stay as they are there, type and labels too, so that its
+dashboards and alerts go on working; that some gauges end in `_total` is part of it. All else is `relayd_...`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import Metric as Family
+
+from relayd import marks
+from relayd.observe.health import not_ready
+
+MAX_PEERS = 1000
+"""Peers with series of their own, the first in the order of the status: ten series each. The rest is counted
+in relayd_peers_without_series, so that nobody takes the sum of what is shown for the whole."""
+
+Status = Mapping[str, Any]
+Peers = Sequence[Status]
+Number = float | int | bool | None
+Value = Number | Mapping[str, Any]
+"""One figure, None when there is none now; or one for each value of the metric's only label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric of a process."""
+
+    name: str
+    """As it is exposed: a counter's ends in `_total`."""
+    kind: str
+    """`counter`, `gauge` or `histogram`."""
+    help: str
+    value: Callable[[Status, Peers], Value]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMetric:
+    """One metric of each peer of an agent; labels `source` (this node) and `peer`, and perhaps one more."""
+
+    name: str
+    kind: str
+    help: str
+    value: Callable[[Status], Number]
+    label: str = ""
+    label_value: Callable[[Status], str] = str
+
+
+def at(*path: str) -> Callable[[Status, Peers], Any]:
+    """What the status has there. Raises KeyError when it has no such place."""
+
+    def read(status: Status, _peers: Peers) -> Any:
+        value: Any = status
+        for part in path:
+            value = value[part]
+        return value
+
+    return read
+
+
+def milliseconds(*path: str) -> Callable[[Status, Peers], Number]:
+    """The same in seconds."""
+    read = at(*path)
+
+    def value(status: Status, peers: Peers) -> Number:
+        found = read(status, peers)
+        return None if found is None else found / 1e3
+
+    return value
+
+
+def on(*paths: str) -> Callable[[Status, Peers], Number]:
+    """How many peers are on one of these paths."""
+    return lambda _status, peers: sum(peer["path"] in paths for peer in peers)
+
+
+def _is_fresh(handshake_age_s: float | None) -> bool:
+    return handshake_age_s is not None and handshake_age_s < marks.HANDSHAKE_FRESH_S
+
+
+# --- the tables ---
+
+BOTH = (
+    Metric(
+        "relayd_info", "gauge", "Always 1, for its label.", lambda s, _: {s["version"]: 1}, label="version"
+    ),
+    Metric(
+        "relayd_ready",
+        "gauge",
+        "1 while /readyz answers 200, else 0.",
+        lambda status, peers: not not_ready(status, peers),
+    ),
+    Metric(
+        "relayd_loop_lag_max_seconds",
+        "gauge",
+        "The longest that the event loop was held up in the last one to two minutes.",
+        milliseconds("loop_lag_ms_max"),
+    ),
+    Metric(
+        "relayd_dropped_frames_total",
+        "counter",
+        "Frames and datagrams that were lost here.",
+        at("drops"),
+        label="reason",
+    ),
+    Metric(
+        "relayd_queued_bytes",
+        "gauge",
+        "Bytes that wait for connections that take less than is sent to them.",
+        at("queued_bytes"),
+    ),
+    Metric(
+        "relayd_queue_delay_seconds",
+        "histogram",
+        "How long those frames waited that their socket did not take at once; dropped ones are not in it.",
+        at("queue_delay"),
+    ),
+)
+
+RELAY = (
+    *BOTH,
+    Metric("relayd_connections", "gauge", "Agents that are connected.", at("connections")),
+    Metric(
+        "relayd_unregistered_connections",
+        "gauge",
+        "Connections that have not said who they are yet.",
+        at("unregistered"),
+    ),
+    Metric("relayd_accepted_connections_total", "counter", "Connections that came in.", at("accepted")),
+    Metric(
+        "relayd_refused_connections_total",
+        "counter",
+        "Connections that were not let in.",
+        at("refused"),
+        label="reason",
+    ),
+    Metric(
+        "relayd_backlogged_connections",
+        "gauge",
+        "Connections that take less than is sent to them, now.",
+        at("backlogged"),
+    ),
+    Metric("relayd_received_frames_total", "counter", "Frames from agents.", at("frames_in")),
+    Metric(
+        "relayd_sent_frames_total",
+        "counter",
+        "Frames for agents, those included that were dropped from a queue later.",
+        at("frames_out"),
+    ),
+    Metric("relayd_received_bytes_total", "counter", "Bytes from agents.", at("bytes_in")),
+    Metric("relayd_sent_bytes_total", "counter", "Bytes that agents' sockets took.", at("bytes_out")),
+    Metric(
+        "relayd_unknown_frames_total",
+        "counter",
+        "Frames of types that this relay does not know, and skipped.",
+        at("unknown_frames"),
+    ),
+    Metric(
+        "relayd_nat_probes_total",
+        "counter",
+        "NAT probes that agents asked for, and datagrams that came to open a NAT.",
+        at("nat_probes"),
+        label="result",
+    ),
+)
+
+AGENT = (
+    *BOTH,
+    Metric(
+        "relayd_interface_up",
+        "gauge",
+        "1 while the WireGuard interface can be read, else 0.",
+        lambda status, _: not status["interface_problem"],
+    ),
+    Metric(
+        "relayd_host_problems",
+        "gauge",
+        "Things of the agent's on this host that are not as they should be and that it could not mend.",
+        lambda status, _: len(status["host_problems"]),
+    ),
+    Metric(
+        "relayd_link_connected",
+        "gauge",
+        "1 while the relay answers, else 0.",
+        lambda status, _: {status["relay"]["address"]: status["relay"]["state"] == "connected"},
+        label="relay",
+    ),
+    Metric(
+        "relayd_link_round_trip_seconds",
+        "gauge",
+        "To the relay and back, as measured last.",
+        milliseconds("relay", "round_trip_ms"),
+    ),
+    Metric("relayd_link_dials_total", "counter", "Attempts to reach a relay.", at("relay", "dials")),
+    Metric(
+        "relayd_link_received_total",
+        "counter",
+        "Frames from the relay that carry no peer's data.",
+        at("relay", "received"),
+        label="kind",
+    ),
+    Metric(
+        "relayd_proxy_renewals_total",
+        "counter",
+        "Sockets towards WireGuard that took the place of one that the host refused.",
+        at("proxy", "renewals"),
+    ),
+    Metric("wirekube_peers_total", "gauge", "Peers of the interface.", lambda _, peers: len(peers)),
+    Metric("wirekube_direct_peers_total", "gauge", "Peers whose packets go straight.", on("direct")),
+    Metric(
+        "wirekube_relayed_peers_total", "gauge", "Peers whose packets go by the relay.", on("relay", "none")
+    ),
+    Metric(
+        "relayd_unreachable_peers",
+        "gauge",
+        "Peers that have no way now: they are on the relay, and the relay is away.",
+        on("none"),
+    ),
+    Metric(
+        "relayd_peers_without_series",
+        "gauge",
+        f"Peers past the first {MAX_PEERS}: they have no series of their own.",
+        lambda _, peers: max(0, len(peers) - MAX_PEERS),
+    ),
+)
+
+PEER = (
+    PeerMetric(
+        "wirekube_peer_connected",
+        "gauge",
+        f"1 when there was a handshake in the last {marks.HANDSHAKE_FRESH_S:g} s and there is a way, else 0.",
+        lambda peer: peer["path"] != "none" and _is_fresh(peer["handshake_age_s"]),
+        label="nat_type",
+        label_value=lambda peer: str(peer.get("nat_type") or "unknown"),
+    ),
+    PeerMetric(
+        "wirekube_peer_transport_mode",
+        "gauge",
+        "1: direct, 2: by the relay, 0: no way.",
+        lambda peer: {"direct": 1, "relay": 2}.get(peer["path"], 0),
+    ),
+    PeerMetric(
+        "wirekube_peer_last_handshake_seconds",
+        "gauge",
+        "Age of the last handshake; absent when there was none.",
+        lambda peer: peer["handshake_age_s"],
+    ),
+    PeerMetric(
+        "wirekube_peer_bytes_sent_total",
+        "gauge",
+        "Bytes sent to the peer, as WireGuard counts them.",
+        lambda peer: peer["tx_bytes"],
+    ),
+    PeerMetric(
+        "wirekube_peer_bytes_received_total",
+        "gauge",
+        "Bytes received from the peer, as WireGuard counts them.",
+        lambda peer: peer["rx_bytes"],
+    ),
+    PeerMetric(
+        "wirekube_peer_latency_seconds",
+        "gauge",
+        "Round trip to the peer on its path, where it is measured.",
+        lambda peer: None if peer.get("round_trip_ms") is None else peer["round_trip_ms"] / 1e3,
+        label="transport",
+        label_value=lambda peer: str(peer["path"]),
+    ),
+    PeerMetric(
+        "relayd_peer_relay_sent_frames_total",
+        "counter",
+        "Frames for the peer that went to the relay.",
+        lambda peer: peer["relay_tx_frames"],
+    ),
+    PeerMetric(
+        "relayd_peer_relay_received_frames_total",
+        "counter",
+        "Frames from the peer that came from the relay.",
+        lambda peer: peer["relay_rx_frames"],
+    ),
+)
+
+
+# --- the exposition ---
+
+
+class Exporter:
+    """Makes the page. Its own registry: what else in the process may use prometheus_client is not on it."""
+
+    CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._source = os.uname().nodename
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+
+    def render(self, status: Status, peers: Peers) -> bytes:
+        """The metrics of a process with this status. `peers` counts for an agent only."""
+        registry = CollectorRegistry()
+        registry.register(_Once(collect(status, peers, source=self._source)))
+        return generate_latest(registry) + generate_latest(self._process)
+
+
+class _Once:
+    """A collector of families that are there already."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def describe(self) -> list[Family]:
+        """Nothing: else prometheus_client collects to find out."""
+        return []
+
+    def collect(self) -> Iterable[Family]:
+        """All of them."""
+        return self._families
+
+
+def collect(status: Status, peers: Peers, *, source: str) -> Iterator[Family]:
+    """The metric families of a relay or an agent. `source` is the name of this node."""
+    for metric in RELAY if status["role"] == "relay" else AGENT:
+        yield _family(metric, metric.value(status, peers))
+    if status["role"] == "agent":
+        listed = peers[:MAX_PEERS]
+        for one in PEER:
+            yield _peer_family(one, listed, source)
+
+
+_FAMILIES: dict[str, type[CounterMetricFamily | GaugeMetricFamily]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
+
+
+def _family(metric: Metric, value: Value) -> Family:
+    if metric.kind == "histogram":
+        assert isinstance(value, Mapping)
+        return _histogram(metric, value)
+    family = _FAMILIES[metric.kind](metric.name, metric.help, labels=[metric.label] if metric.label else [])
+    if isinstance(value, Mapping):
+        for label, figure in value.items():
+            family.add_metric([label], float(figure))
+    elif value is not None:
+        family.add_metric([], float(value))
+    return family
+
+
+def _histogram(metric: Metric, value: Mapping[str, Any]) -> Family:
+    """From `netio.delays.Delays.status`."""
+    buckets, total = [], 0
+    for bound_ms, frames in zip([*value["bounds_ms"], None], value["frames"], strict=True):
+        total += frames
+        buckets.append(("+Inf" if bound_ms is None else f"{bound_ms / 1e3:g}", float(total)))
+    family = HistogramMetricFamily(metric.name, metric.help)
+    family.add_metric([], buckets, sum_value=value["sum_ms"] / 1e3)
+    return family
+
+
+def _peer_family(metric: PeerMetric, peers: Peers, source: str) -> Family:
+    labels = ["source", "peer", *([metric.label] if metric.label else [])]
+    family = _FAMILIES[metric.kind](metric.name, metric.help, labels=labels)
+    for peer in peers:
+        figure = metric.value(peer)
+        if figure is not None:
+            more = [metric.label_value(peer)] if metric.label else []
+            family.add_metric([source, str(peer.get("name") or peer["key"]), *more], float(figure))
+    return family

@@ -1,0 +1,131 @@
+"""Statuses of a relay and of an agent, whole, for what shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from relayd.netio.delays import Delays
+
+LONGEST = "[2001:db8:1234:5678:9abc:def0:1234:5678]:51820"
+
+
+def queue_delay() -> dict[str, object]:
+    """Nine frames that waited 3 ms, and one that waited 300."""
+    delays = Delays()
+    delays.add(0.003, 9)
+    delays.add(0.3, 1)
+    return delays.status()
+
+
+def key(number: int) -> str:
+    """A public key in base64, another one for each number."""
+    return f"{number:07}".replace("0", "k") + "A" * 36 + "="
+
+
+def relay_peer(number: int, **facts: object) -> dict[str, Any]:
+    """One connection of a relay."""
+    return {
+        "key": key(number),
+        "address": f"203.0.113.{number % 256}:{40000 + number}",
+        "connected_s": 59 + number * 3600,
+        "silent_s": 1.0,
+        "queued_bytes": 0,
+        "frames_in": number * 1000,
+        "frames_out": number * 900,
+        "bytes_in": number * 10**6,
+        "bytes_out": number * 9 * 10**5,
+        "unknown_frames": 0,
+        "drops": {"absent": 0, "short": 0, "full": number, "old": 0},
+    } | facts
+
+
+def relay_status(peers: int = 3, **facts: object) -> dict[str, Any]:
+    """A relay with so many connections."""
+    return {
+        "role": "relay",
+        "version": "0.1.0",
+        "uptime_s": 7512.3,
+        "http": "127.0.0.1:9478",
+        "listen": ["0.0.0.0:3478", "[::]:3478"],
+        "connections": peers,
+        "backlogged": 1,
+        "queued_bytes": 65536,
+        "queue_delay": queue_delay(),
+        "unregistered": 2,
+        "accepted": peers + 7,
+        "refused": {"never registered": 3, "key in use": 1},
+        "frames_in": 1000,
+        "frames_out": 900,
+        "bytes_in": 10_000_000,
+        "bytes_out": 9_000_000,
+        "unknown_frames": 4,
+        "drops": {"absent": 5, "short": 0, "full": 6, "old": 7},
+        "nat_probes": {"sent": 1, "refused_rate": 2},
+        "loop_lag_ms_max": 11.5,
+        "peers": [relay_peer(number) for number in range(peers)],
+    } | facts
+
+
+def agent_peer(number: int, path: str = "direct", **facts: object) -> dict[str, Any]:
+    """One peer of an agent, on a path: direct, relay or none."""
+    direct = path == "direct"
+    return {
+        "key": key(number),
+        "path": path,
+        "reason": "session" if direct else "no handshake for 180 s",
+        "endpoint": f"203.0.113.{number}:51820" if direct else f"127.64.3.{number}:22347",
+        "loopback": f"127.64.3.{number}",
+        "handshake_age_s": 12.0 if path != "none" else None,
+        "rx_bytes": 123_456_789,
+        "tx_bytes": 1 << 41,
+        "relay_rx_frames": 0 if direct else 70,
+        "relay_tx_frames": 0 if direct else 80,
+    } | facts
+
+
+def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: object) -> dict[str, Any]:
+    """An agent with a peer on each of these paths."""
+    return {
+        "role": "agent",
+        "version": "0.1.0",
+        "uptime_s": 7512.3,
+        "http": "127.0.0.1:9479",
+        "interface": "wg0",
+        "interface_problem": "",
+        "host_problems": [],
+        "public_key": key(99),
+        "listen_port": 51820,
+        "proxy_port": 22347,
+        "relay": {
+            "address": "relay.example.net:3478",
+            "endpoint": "198.51.100.1:3478",
+            "state": "connected",
+            "round_trip_ms": 1.234,
+            "connected_s": 3600.0,
+            "dials": 2,
+            "reason": "",
+            "received": {"echo": 12, "keepalive": 3},
+        },
+        "drops": {"unknown_key": 3, "queue_full": 12345},
+        "queued_bytes": 0,
+        "queue_delay": queue_delay(),
+        "proxy": {"renewals": 1, "last_error": ""},
+        "loop_lag_ms_max": 3.25,
+        "peers": [agent_peer(number, path) for number, path in enumerate(paths)],
+    } | facts
+
+
+class Watched:
+    """What an HTTP site serves, with a status that a test may change."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        self.status = status
+
+    def summary(self) -> dict[str, Any]:
+        """All but the peers."""
+        return {name: value for name, value in self.status.items() if name != "peers"}
+
+    def peers(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """The first of them."""
+        return iter(self.status["peers"][:limit])
