@@ -14,11 +14,18 @@ class Manager:
     """The manager's end of things: who to tell, what it passed, how often it wants a sign of life."""
 
     def __init__(
-        self, notifier: Notifier, passed: Iterable[Passed] = (), watchdog_period_s: float | None = None
+        self,
+        notifier: Notifier,
+        passed: Iterable[Passed] = (),
+        *,
+        watchdog_period_s: float | None = None,
+        store_limit: int | None = None,
     ) -> None:
         self.notifier = notifier
         self._passed = list(passed)
         self.watchdog_period_s = watchdog_period_s
+        self.store_limit = store_limit
+        """Descriptors that the manager keeps (FDSTORE, systemd 254); None: it doesn't say."""
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Manager:
@@ -26,9 +33,13 @@ class Manager:
         try:
             passed = take_passed(environ)
             period_s = watchdog_period_s(environ)
+            limit = environ.pop("FDSTORE", None)
+            store_limit = int(limit) if limit is not None else None
         except ValueError as error:
             raise ConfigError(str(error), source="environment") from error
-        return cls(Notifier.from_environment(environ), passed, period_s)
+        return cls(
+            Notifier.from_environment(environ), passed, watchdog_period_s=period_s, store_limit=store_limit
+        )
 
     @classmethod
     def none(cls) -> Manager:

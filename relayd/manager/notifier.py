@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
 import time
 from collections import Counter, deque
@@ -52,7 +53,7 @@ class Notifier:
         self._waiting: deque[_Waiting] = deque()
         self._more = trio.Event()
         self.counts: Counter[str] = Counter()
-        """Messages sent, and those that were lost, as `sent`, `lost`."""
+        """Messages by what became of them: `sent`, `waited` (a part of those), `lost`."""
         if not address:
             return
         if address[0] not in "/@":
@@ -116,20 +117,29 @@ class Notifier:
                 if not self._send_waiting():
                     await trio.sleep(RETRY_S)
 
-    async def settled(self, timeout_s: float) -> bool:
-        """Wait until the manager has seen all that was sent (sd_notify_barrier(3)), while `run` runs.
+    def settle(self, timeout_s: float) -> bool:
+        """Block until the manager has seen all that was sent (sd_notify_barrier(3)): for the end of a
+        process, when nothing else runs any more.
 
         False: it hadn't within `timeout_s` seconds, or there is none, or it is older than systemd 246.
         """
         if self._sock is None:
             return False
+        deadline = time.monotonic() + timeout_s
         ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._send(messages.BARRIER, theirs)
             os.close(theirs)
-            with trio.move_on_after(timeout_s) as patience:
-                await trio.lowlevel.wait_readable(ours)  # hung up: nobody has the write end any more
-            return not patience.cancelled_caught
+            hung_up, writable = select.poll(), select.poll()
+            hung_up.register(ours, 0)
+            writable.register(self._sock, select.POLLOUT)
+            while (left_s := deadline - time.monotonic()) > 0:
+                if self._waiting:
+                    if writable.poll(left_s * 1e3) and not self._send_waiting():
+                        time.sleep(min(left_s, RETRY_S))
+                elif hung_up.poll(left_s * 1e3):  # nobody has the write end any more
+                    return True
+            return False
         finally:
             os.close(ours)
 
@@ -156,6 +166,7 @@ class Notifier:
         # A duplicate: the caller may close its own before this one's turn has come, and the number may by
         # then be another's.
         self._waiting.append(_Waiting(message, os.dup(fd) if fd >= 0 else -1))
+        self.counts["waited"] += 1
         self._more.set()
 
     def _send_waiting(self) -> bool:
