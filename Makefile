@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check install-units bench clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -32,6 +32,7 @@ help:
 	make demo    see it work: two nodes, a relay, a killed relay, a killed agent (needs root or sudo)
 	make test    everything that is tested: check, then interop, namespace, kube and kernel tiers
 	make check   lint, types, layers and unit tests: the inner loop, under a minute
+	make install-units   write systemd's units for this tree's relayd (DESTDIR=, ARGS="--dry-run", "--uninstall")
 	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
 	END
@@ -58,6 +59,10 @@ test:
 	$(LIMIT) 600 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
 		"$$python" -m pytest -p no:cacheprovider tests/kernel
 	say "all tiers passed"
+
+install-units:
+	@venv=$$(sh .ci/setup demo)
+	exec $(AS_ROOT) "$$venv/bin/relayd" install-service $(if $(DESTDIR),--root "$(DESTDIR)") $(ARGS)
 
 bench:
 	@venv=$$(sh .ci/setup bench)

@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "Show what the relay and the agents on this host are doing.",
     "check": "Look this host over: what stands in the tunnels' way, and what mends it.",
     "config": "Check a configuration file, or show the values that count.",
+    "install-service": "Write systemd's units for relay and agents, or remove them.",
     "cleanup": "Remove from this host what the agent added to it.",
     "demo": "Show it at work, in network namespaces of its own. Needs root.",
 }
@@ -72,7 +73,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if arguments[:1] == [name]:
-            module = import_module(f"relayd.commands.{name}")
+            module = import_module(f"relayd.commands.{name.replace('-', '_')}")
             module.add_arguments(command, all_help=HELP_ALL in arguments)
             command.set_defaults(run=module.run)
     return parser

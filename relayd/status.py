@@ -61,7 +61,9 @@ def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) ->
 
 def _sockets(directory: str) -> list[str]:
     try:
-        return sorted(str(one) for one in Path(directory).glob("*.sock"))
+        # A relay under systemd has a directory of its own in there: it runs as another user.
+        found = [one for pattern in ("*.sock", "*/*.sock") for one in Path(directory).glob(pattern)]
+        return sorted(map(str, found))
     except OSError as error:  # not ours to list
         raise RelaydError(f"{directory}: {error.strerror}") from error
 

@@ -1,0 +1,1 @@
+"""`relayd install-service`: systemd's units, written, brought up to date, and removed."""
