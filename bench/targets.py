@@ -133,7 +133,8 @@ class OwnRelay:
             command = [
                 *(sys.executable, "-c", "import sys; from relayd.cli import main; sys.exit(main())"),
                 *("serve", "--listen", f"127.0.0.1:{port}", "--control", f"{folder}/relay.sock"),
-                *("--log", "json"),
+                # The load speaks a bare Register: it measures frames, and has no keys to prove.
+                *("--log", "json", "--auth", "optional", "--state", f"{folder}/state"),
             ]
             with started(command, cpu=self.cpu) as process:
                 assert process.stdout is not None

@@ -31,6 +31,8 @@ PIN_BYTES = 32
 MAX_CHARACTERS = 2048
 """A host name of 253, two keys of 43 and a token of 256, percent-encoded, have 1,200."""
 
+MAX_PORT_DIGITS = 5
+
 _EXAMPLE = "relayd://relay.example.net:3478?key=...&token=..."
 
 
@@ -85,7 +87,7 @@ class JoinString:
         address, slash, path = address.partition("/")
         if slash and path:
             raise ValueError("a join string has no path behind its port")
-        host, port = split_host_port(address)
+        host, port = _host_and_port(address)
         given = _parameters(query)
         key = given.get("key")
         return cls(
@@ -117,6 +119,14 @@ class JoinString:
     def __str__(self) -> str:
         """For logs: without the token."""
         return f"{TLS if self.tls else PLAIN}://{self.address}"
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Raises ValueError, which quotes nothing that may be a part of the query."""
+    _, colon, rest = address.rpartition(":")
+    if re.search(r"[=&]", address) or (colon and len(rest) > MAX_PORT_DIGITS and "]" not in rest):
+        raise ValueError(f"host and port end where the parameters begin, with a ?, as in {_EXAMPLE}")
+    return split_host_port(address)
 
 
 def _parameters(query: str) -> dict[str, str]:

@@ -66,16 +66,26 @@ def read_or_make(path: Path, *, make: Callable[[], str], parse: Callable[[str], 
         text = _read(path)
         if text is None:
             raise HostError(f"{path} was removed as soon as it was made")
+    return _parsed(
+        path, text, parse, "put back the right one, or move it away: without the file a new one is made"
+    )
+
+
+def read_secret(path: Path, *, parse: Callable[[str], T]) -> T:
+    """As `read_or_make`, for a file that is somebody else's to make. Raises HostError when there is none."""
+    text = _read(path)
+    if text is None:
+        raise HostError(f"{path} is not there")
+    return _parsed(path, text, parse, "")
+
+
+def _parsed(path: Path, text: str, parse: Callable[[str], T], hint: str) -> T:
     try:
         return parse(text)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(
-            str(error),
-            source=str(path),
-            hint="put back the right one, or move it away: without the file a new one is made",
-        ) from None
+        raise ConfigError(str(error), source=str(path), hint=hint) from None
 
 
 def _new_key() -> str:

@@ -12,6 +12,10 @@ from relayd.config.settings import RELAY
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
     """Its flags."""
     add_file(parser)
+    once = parser.add_argument_group("this time only")
+    once.add_argument(
+        "--show-join", action="store_true", help="run nothing; print the join string, as at every start"
+    )
     add_settings(parser, RELAY, all_help=all_help)
 
 
@@ -22,6 +26,11 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_relay(args.config, given(args, RELAY))
     log.configure(config.log)
+    if args.show_join:
+        from relayd.relay.server import show_join
+
+        show_join(config)
+        return 0
     raise_descriptor_limit()
     from relayd.relay.server import serve
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from relayd.config import values
-from relayd.config.types import LogMode
+from relayd.config.types import Auth, LogMode
 from relayd.config.values import Reader, WrongError
 
 OFF = "off"
@@ -98,4 +98,6 @@ FILE = Kind(values.file_path, "FILE", path=True)
 DIRECTORY = Kind(values.file_path, "DIR", path=True)
 SOCKET = Kind(_socket_path, "PATH", path=True)
 PORT = number(1, 65535, "a port", metavar="PORT")
+HOST = Kind(values.host, "HOST")
+AUTH = choice(*get_args(Auth))
 LOG = Kind(values.log_mode, "MODE", choices=get_args(LogMode))

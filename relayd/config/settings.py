@@ -160,6 +160,7 @@ _QUEUE_AGE_HELP = "and those that have waited longer than this, in milliseconds"
 
 # One for each heading in the help of `relayd serve`.
 _relay = partial(Setting, "relay", "relay")
+_who = partial(Setting, "relay", "who is let in")
 _door = partial(Setting, "relay", "connections")
 _queues = partial(Setting, "relay", "queues")
 
@@ -172,10 +173,37 @@ RELAY = Role(
         _relay("control", kinds.SOCKET, _CONTROL, common=True),
         _relay("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
         _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
+        _relay(
+            "state_dir", kinds.DIRECTORY, "where its key and its token are kept", word="state", common=True
+        ),
         _relay("log", kinds.LOG, _LOG, common=True),
+        _who(
+            "auth",
+            kinds.AUTH,
+            "whether agents have to prove their keys; optional: not for a key that nobody has proved",
+            common=True,
+        ),
+        _who("open", kinds.SWITCH, "let in every agent that proves its own key", common=True),
+        _who(
+            "token_file",
+            kinds.FILE,
+            "tokens that let an agent in, one a line, the newest first",
+            default="relay.token in the state directory, made at the first start",
+            common=True,
+        ),
+        _who(
+            "allow_list", kinds.FILE, "public keys that are let in, one a line", default="none", common=True
+        ),
+        _who(
+            "host",
+            kinds.HOST,
+            "the host that the join string names",
+            default="this host's own address",
+            common=True,
+        ),
         _door("silence_s", _DURATION, "close a connection that has sent nothing for this long"),
-        _door("register_timeout_s", _DURATION, "close a connection that hasn't registered a key by then"),
-        _door("max_unregistered", _COUNT, "connections that may be on their way to a key, all in all"),
+        _door("register_timeout_s", _DURATION, "close a connection that isn't admitted by then"),
+        _door("max_unregistered", _COUNT, "connections that may wait to be admitted, all in all"),
         _door("max_unregistered_per_address", _COUNT, "as many from one address"),
         _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
         _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),

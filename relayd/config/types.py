@@ -15,6 +15,10 @@ from relayd.keys import PrivateKey, PublicKey
 LogMode = Literal["auto", "console", "json"]
 """`auto`: for people when standard error is a terminal, JSON otherwise."""
 
+Auth = Literal["required", "optional"]
+"""`required`: nothing is routed from or to a connection before its Proof. `optional`: a bare Register is
+enough for a key that nobody has proved."""
+
 RUN_DIR = "/run/relayd"
 STATE_DIR = "/var/lib/wirekube"
 KEY_FILE = "privatekey"
@@ -47,6 +51,23 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     http_names: tuple[str, ...] = ()
     """Host names by which that may be asked, besides the host's own, localhost and IP addresses."""
 
+    state_dir: str = STATE_DIR
+    """Where the relay's key is kept, and its token; both are made at the first start."""
+
+    auth: Auth = "required"
+    open: bool = False
+    """Any key that is proved is let in."""
+
+    token_file: str | None = None
+    """Tokens that let an agent in, one a line. None: `relay.token` in the state directory, unless there is
+    another lock."""
+
+    allow_list: str | None = None
+    """File of public keys that are let in, one a line; None: there is no list."""
+
+    host: str | None = None
+    """The host in the join string; None: the address that this host knows of itself."""
+
     log: LogMode = "auto"
     queue_bytes: int = QUEUE_BYTES
     queue_age_ms: int = QUEUE_AGE_MS
@@ -54,13 +75,14 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A connection that sent nothing for this long is closed: three keepalives (PROTOCOL.md, part 1)."""
 
     register_timeout_s: float = 10.0
-    """From accept to Register."""
+    """From accept to admission: an agent across the world and on a lossy link needs two."""
 
     max_unregistered: int = 1024
-    """Connections that may be between accept and Register at one time."""
+    """Connections that may wait to be admitted at one time: all agents of a large mesh that come back at once
+    take turns. Past that the oldest is closed."""
 
     max_unregistered_per_address: int = 64
-    """As many from one address."""
+    """As many from one IPv4 address or one IPv6 network of 64 bits: agents behind one NAT."""
 
     round_bytes: int = 256 << 10
     """At most this much is read from one connection before the others have their turn."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Hashable
 from datetime import date, time
 from difflib import get_close_matches
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -297,6 +297,23 @@ def listen_address(value: object) -> str:
     if endpoint.address.is_multicast:
         raise WrongError(f"{host!r} is a multicast address", f"ADDRESS:PORT, for example 0.0.0.0:{port}")
     return str(endpoint)
+
+
+def host(value: object) -> str:
+    """A DNS name or an address that others reach, without a port."""
+    written = text(value).strip()
+    bare = written[1:-1] if written.startswith("[") and written.endswith("]") else written
+    try:
+        found = ip_address(bare)
+    except ValueError:
+        if not is_host_name(bare):
+            raise WrongError(
+                f"{written!r} is not a host name or an address", 'as in "relay.example.net", without a port'
+            ) from None
+        return bare
+    if found.is_unspecified:
+        raise WrongError(f"{written!r} is no address that anybody can reach")
+    return str(found)
 
 
 def relay_address(value: object) -> str:

@@ -59,8 +59,9 @@ class Theatre:
     def start_relay(self) -> Process:
         """`relayd serve`."""
         return self.relay_host.relayd(
-            "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", CONTROL_RELAY
-        )
+            "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", CONTROL_RELAY,
+            "--auth", "optional", "--state", STATE_DIR,
+        )  # fmt: skip
 
     def start_agent(self, node: Node, *more: str) -> Process:
         """`relayd agent` beside the node's WireGuard, with `more` flags."""

@@ -152,6 +152,13 @@ class Outbox:
                 self._runs.popleft()
             return
 
+    def take(self) -> list[bytes]:
+        """Give up all whole frames, as runs, oldest first. The rest of one that is half on the wire stays."""
+        runs = [run.data[run.head :] for run in self._runs]
+        self._runs.clear()
+        self.queued_bytes = len(self._rest)
+        return runs
+
     def clear(self) -> int:
         """Forget everything; return how many whole frames that lost."""
         lost = self.queued_frames

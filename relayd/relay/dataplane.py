@@ -18,18 +18,15 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from relayd.endpoints import Endpoint
-from relayd.errors import RemoteProtocolError
 from relayd.keys import PublicKey
 from relayd.netio.delays import Delays
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import IOV_MAX, set_options
-from relayd.relay.switch import Port, Switch
-from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES, MAX_LENGTH
-from relayd.wire.runs import KEYED, Run, scan
-
-ARENA_BYTES = 512 << 10
-"""Room for all reads between two flushes. More would fall out of a core's second-level cache."""
+from relayd.relay.connection import ARENA_BYTES, Connection
+from relayd.relay.switch import Switch
+from relayd.wire.frames import LENGTH_BYTES, MAX_LENGTH
+from relayd.wire.relay_handshake import RelayHandshake
 
 LARGEST_PARTIAL = MAX_LENGTH + LENGTH_BYTES - 1
 """The most of a frame that can be waiting for its last byte."""
@@ -40,11 +37,8 @@ USER_TIMEOUT_MS = 15_000
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLIN | select.EPOLLOUT
 
-BROKEN = "protocol error"
-"""A reason for closing begins with this when the agent should be told."""
-
-OnControl = Callable[["Connection", int, memoryview], None]
-OnClosed = Callable[["Connection", str], None]
+OnControl = Callable[[Connection, int, memoryview], None]
+OnClosed = Callable[[Connection, str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,117 +51,14 @@ class Bounds:
     queue_age_s: float
 
 
-class Connection(Port):
-    """One registered TCP connection. The data plane owns its socket from `DataPlane.adopt` on."""
-
-    __slots__ = (
-        "_partial",
-        "_plane",
-        "_raw_key",
-        "bytes_in",
-        "bytes_out",
-        "endpoint",
-        "heard_at",
-        "outbox",
-        "probe_token",
-        "since",
-        "sock",
-    )
-
-    def __init__(
-        self,
-        plane: DataPlane,
-        sock: socket.socket,
-        key: PublicKey,
-        endpoint: Endpoint,
-        now: float,
-    ) -> None:
-        super().__init__(key)
-        self._plane = plane
-        self._raw_key = key.raw
-        self.sock = sock
-        self.endpoint = endpoint
-        """The other end, as accept() gave it."""
-        self._partial = b""
-        self.outbox: Outbox | None = None
-        """Made when the socket first refuses something: most connections never need one."""
-        self.since = self.heard_at = now
-        self.bytes_in = self.bytes_out = 0
-        self.probe_token = b""
-        """The token of the RelayProbe that it was sent last."""
-
-    def on_event(self, mask: int) -> None:
-        """The poller's handler: read once, switch the whole frames, keep the rest of the last one.
-
-        This is the hot path of a paced flow, one frame a call. It is written out in one function, since
-        every call of another one costs a frame some 2 % more.
-        """
-        plane = self._plane
-        if mask != select.EPOLLIN:
-            if mask & select.EPOLLOUT:
-                plane.drain(self)
-            if not mask & ~select.EPOLLOUT or self not in plane.connections:
-                return
-        partial = self._partial
-        start = plane.fill
-        if start + plane.room_bytes > ARENA_BYTES:
-            plane.flush()
-            start = 0
-        arena, view = plane.arena, plane.view
-        stop = start
-        if partial:
-            stop += len(partial)
-            arena[start:stop] = partial
-        try:
-            count = self.sock.recv_into(view[stop : stop + plane.round_bytes])
-        except BlockingIOError:
-            return
-        except OSError as error:
-            plane.close(self, f"read: {error.strerror}")
-            return
-        if not count:
-            plane.close(self, "closed by the agent")
-            return
-        self.heard_at = plane.poller.now
-        self.bytes_in += count
-        if not partial and count >= KEYED_BYTES:
-            # One whole Data frame is what a read gives as a rule, when nothing is in a hurry.
-            length, kind, key = KEYED.unpack_from(arena, start)
-            if length + LENGTH_BYTES == count and kind == DATA:
-                stop += count
-                arena[start + HEADER_BYTES : start + KEYED_BYTES] = self._raw_key
-                plane.fill = stop
-                plane.switch.forward_one(self, key, view[start:stop])
-                return
-        stop += count
-        runs: list[Run] = []
-        try:
-            rest = scan(arena, start, stop, self._raw_key, runs)
-        except RemoteProtocolError as error:
-            plane.switch.forward(self, view, runs, self.on_control)
-            plane.fill = stop
-            plane.close(self, f"{BROKEN}: {error}")
-            return
-        if rest != stop:
-            self._partial = bytes(view[rest:stop])
-        elif partial:
-            self._partial = b""
-        if runs:
-            plane.fill = stop
-            plane.switch.forward(self, view, runs, self.on_control)
-
-    def on_control(self, kind: int, frame: memoryview) -> None:
-        """A frame without a key: the relay's own business."""
-        self._plane.on_control(self, kind, frame[HEADER_BYTES:])
-
-
 class DataPlane:
     """All registered connections, their switch and their arena. Owned by the task that runs the poller."""
 
     def __init__(self, poller: Poller, bounds: Bounds, *, on_control: OnControl, on_closed: OnClosed) -> None:
-        """`on_control(connection, kind, body)` gets frames without a key. `on_closed(connection, reason)` is
-        called once for each connection, after it was taken out; its socket is then still open, and the
-        caller's to close.
+        """`on_control(connection, kind, body)` gets frames without a key.
+
+        `on_closed(connection, reason, say)` is called once for each connection, after it was taken out; its
+        socket is then still open, and the caller's to close once its agent was told `say` (empty: nothing).
 
         Raises ValueError when a round of `bounds` doesn't fit the arena."""
         if bounds.round_bytes + LARGEST_PARTIAL > ARENA_BYTES:
@@ -193,17 +84,19 @@ class DataPlane:
         """The arena up to here is referred to until the next flush."""
         poller.after_batch.append(self.flush)
 
-    def adopt(self, sock: socket.socket, key: PublicKey, endpoint: Endpoint) -> Connection:
-        """A registered connection whose key the caller has claimed or is about to: nothing is read yet.
+    def adopt(
+        self, sock: socket.socket, key: PublicKey, endpoint: Endpoint, *, handshake: RelayHandshake | None
+    ) -> Connection:
+        """Serve a connection under `key` from now on, whoever has held it. `handshake`: see Connection.
 
-        `sock` doesn't block."""
+        Who held the key is out of the switch, and still served. `sock` doesn't block. Raises OSError when it
+        is broken already; nothing has changed then."""
         set_options(sock, user_timeout_ms=USER_TIMEOUT_MS)
-        return Connection(self, sock, key, endpoint, time.monotonic())
-
-    def start(self, connection: Connection) -> None:
-        """Serve a connection that holds its key in `switch`."""
+        connection = Connection(self, sock, key, endpoint, time.monotonic(), handshake=handshake)
+        self.poller.add(sock.fileno(), connection.on_event)
         self.connections.add(connection)
-        self.poller.add(connection.sock.fileno(), connection.on_event)
+        self.switch.replace(connection)
+        return connection
 
     def flush_now(self) -> None:
         """`flush` from outside a batch of the poller, whose clock stands still there."""
@@ -282,12 +175,23 @@ class DataPlane:
 
     def send_frame(self, connection: Connection, frame: bytes) -> None:
         """A frame of the relay's own, in its place behind what already waits."""
-        if not connection.pending:
-            self.switch.touched.append(connection)
-        connection.pending.append(memoryview(frame))
+        if connection.leaving:
+            return
+        self._gather(connection, frame)
         connection.frames_out += 1
 
-    def close(self, connection: Connection, reason: str) -> None:
+    def _gather(self, connection: Connection, run: bytes) -> None:
+        if not connection.pending:
+            self.switch.touched.append(connection)
+        connection.pending.append(memoryview(run))
+
+    def hand_over(self, old: Connection, new: Connection) -> None:
+        """What waits for `old` and hasn't begun to leave goes to `new`, which has its key now."""
+        if old.outbox:
+            for run in old.outbox.take():
+                self._gather(new, run)
+
+    def close(self, connection: Connection, reason: str, *, say: str = "") -> None:
         """Take a connection out: key, poller, queue. Its socket is `on_closed`'s. Once is enough."""
         if connection not in self.connections:
             return
@@ -297,7 +201,7 @@ class DataPlane:
         self.backlogged.discard(connection)
         self.totals.update(counts(connection))
         connection.pending = []
-        self._on_closed(connection, reason)
+        self._on_closed(connection, reason, say)
 
     def count(self) -> Counter[str]:
         """Totals of all connections, those that are gone included."""

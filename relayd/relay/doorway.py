@@ -1,41 +1,38 @@
-"""A connection from accept() until it is registered under a key, and its last words when it ends.
+"""A connection from accept() until it is admitted, and its last words when it ends.
 
-    accept -> read the first frame (bounded in time, bytes and number) -> claim its key -> data plane
+    accept -> waiting room -> handshake (wire.relay_handshake decides) -> claims -> data plane
 
-A key that another connection holds is contested: the older one is asked with RelayProbe, and gives way
-only when it stays silent, so that nobody's live session falls to a newcomer that proves nothing, and a
-half-open predecessor doesn't keep its agent out for long.
+Reading stops where the handshake ends: what an agent sends behind its Proof stays in the socket.
 """
 
 from __future__ import annotations
 
 import errno
-import secrets
+import math
 import socket
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from relayd.endpoints import Endpoint
-from relayd.errors import RemoteProtocolError
-from relayd.keys import PublicKey
 from relayd.observe import log
-from relayd.relay.dataplane import BROKEN, Connection, DataPlane
-from relayd.relay.switch import Claim
-from relayd.wire.frames import (
-    HEADER,
-    HEADER_BYTES,
-    KEYED_BYTES,
-    REGISTER,
-    RELAY_PROBE_TOKEN_BYTES,
-    decode_register_untrusted,
-    encode_error,
-    encode_relay_probe,
+from relayd.relay.admission import Verdict
+from relayd.relay.claims import PROBE_S, Claims
+from relayd.relay.connection import Connection
+from relayd.relay.guard import Greeter
+from relayd.relay.waiting_room import WaitingRoom, place_of
+from relayd.wire.frames import HEADER_BYTES, LENGTH_BYTES, encode_error
+from relayd.wire.identity import (
+    MAX_INPUT_BYTES,
+    Admitted,
+    Refusal,
+    Refused,
+    Registered,
+    RelayOutcome,
 )
-
-PROBE_S = 1.5
-"""How long the holder of a contested key may take to answer."""
+from relayd.wire.identity_frames import PROOF
+from relayd.wire.relay_handshake import NotAdmittedError, State
 
 FAREWELL_S = 1.0
 """How long a refused connection is drained after its Error frame: closing with bytes unread would send
@@ -54,46 +51,100 @@ ACCEPTS_AT_ONCE = 32
 
 SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-REPLACED = "replaced by a newer connection"
+PART_OF_HEADER_S = 0.05
+"""Between two looks at a header that is there in part: its socket stays readable meanwhile."""
+
+KEY_IN_USE = "key in use"
+"""Among the reasons for a refusal: its holder answers."""
 
 
-class KeyInUseError(Exception):
-    """A Register for a key whose holder answers."""
+class _Arrival:
+    """One connection that is not admitted yet."""
 
-    def __init__(self, holder: Connection) -> None:
-        super().__init__(f"key {holder.key.short()} is registered by another connection, which is alive")
+    __slots__ = ("endpoint", "excuse", "handshake", "ours", "scope", "sock")
 
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, greeter: Greeter) -> None:
+        now = trio.current_time()
+        self.sock = sock
+        self.endpoint = endpoint
+        self.handshake = greeter.handshake(endpoint, now)
+        self.scope = trio.CancelScope(deadline=now + greeter.timeout_s)
+        self.ours = True
+        """Whether the socket is still the doorway's to close."""
+        self.excuse = ""
+        """Why it waits, where that says more than the handshake can."""
 
-@dataclass(frozen=True, slots=True)
-class DoorLimits:
-    """What may wait at the door."""
+    async def outcome(self) -> RelayOutcome | None:
+        """Read until the handshake has one; None: closed, or broken. Sends what the handshake says meanwhile.
 
-    register_timeout_s: float
-    max_unregistered: int
-    max_unregistered_per_address: int
+        To be cancelled only where it waits: nothing that was read is lost."""
+        while True:
+            try:
+                data = self.sock.recv(min(self.handshake.wants, MAX_INPUT_BYTES))
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+                continue
+            except OSError:
+                return None
+            if not data:
+                return None
+            step = self.handshake.receive(data, trio.current_time())
+            if step.send and not self._say(step.send):
+                return None
+            if step.outcome is not None:
+                return step.outcome
+
+    async def proof(self) -> None:
+        """Wait until a Proof is what comes next; for ever when it is another frame, which stays unread."""
+        while True:
+            await trio.lowlevel.wait_readable(self.sock)
+            try:
+                head = self.sock.recv(HEADER_BYTES, socket.MSG_PEEK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return  # as the next read finds
+            if not head or head[LENGTH_BYTES:] == bytes([PROOF]):
+                return
+            if len(head) == HEADER_BYTES:
+                await trio.sleep_forever()
+            await trio.sleep(PART_OF_HEADER_S)
+
+    def _say(self, data: bytes) -> bool:
+        """Whether it went out whole: a fresh socket takes some hundred bytes, always, unless it is broken."""
+        try:
+            return self.sock.send(data) == len(data)
+        except OSError:
+            return False
 
 
 class Doorway:
     """Takes connections in, for all listeners of one relay."""
 
-    def __init__(self, plane: DataPlane, limits: DoorLimits, nursery: trio.Nursery) -> None:
-        self._plane = plane
-        self._limits = limits
+    def __init__(
+        self,
+        claims: Claims,
+        greeter: Greeter,
+        nursery: trio.Nursery,
+        *,
+        max_unregistered: int,
+        max_unregistered_per_address: int,
+    ) -> None:
+        self._claims = claims
+        self._greeter = greeter
         self._nursery = nursery
-        self._waiting: dict[trio.CancelScope, str] = {}
-        """Unregistered connections, oldest first, and their addresses."""
-        self._per_address: Counter[str] = Counter()
+        self._room: WaitingRoom[_Arrival] = WaitingRoom(
+            seats=max_unregistered, seats_per_place=max_unregistered_per_address
+        )
         self._farewells = 0
-        self._answers: dict[Connection, trio.Event] = {}
-        """Holders of contested keys that are being asked, and who waits for their answer."""
         self.accepted = 0
         self.refused: Counter[str] = Counter()
         """Connections that never got in, by reason."""
 
     @property
     def unregistered(self) -> int:
-        """Connections that haven't said who they are yet."""
-        return len(self._waiting)
+        """Connections that aren't admitted yet."""
+        return len(self._room)
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept for ever. `listener` listens, is non-blocking, and stays the caller's."""
@@ -105,11 +156,7 @@ class Doorway:
                     sock, address = listener.accept()
                     wait_s = ACCEPT_RETRY_FIRST_S
                     sock.setblocking(False)
-                    self.accepted += 1
-                    endpoint = Endpoint.of_socket(address)
-                    scope = trio.CancelScope(deadline=trio.current_time() + self._limits.register_timeout_s)
-                    self._wait(scope, str(endpoint.address))
-                    self._nursery.start_soon(self._enter, sock, endpoint, scope, name=f"doorway {endpoint}")
+                    self._arrive(sock, Endpoint.of_socket(address))
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
@@ -119,134 +166,170 @@ class Doorway:
                 await trio.sleep(wait_s)
                 wait_s = min(wait_s * 2, ACCEPT_RETRY_CAP_S)
 
-    async def _enter(self, sock: socket.socket, endpoint: Endpoint, scope: trio.CancelScope) -> None:
+    def _arrive(self, sock: socket.socket, endpoint: Endpoint) -> None:
+        self.accepted += 1
+        arrival = _Arrival(sock, endpoint, self._greeter)
+        victim = self._room.enter(arrival, place_of(endpoint.address))
+        if victim is not None:
+            self.refused["too many at the door"] += 1
+            victim.scope.cancel()
+        self._nursery.start_soon(self._enter, arrival, name=f"doorway {endpoint}")
+
+    async def _enter(self, arrival: _Arrival) -> None:
         """One connection until it is the data plane's, or gone."""
-        ours = True
         try:
-            with scope:
+            with arrival.scope:
                 try:
-                    key = await self._read_register(sock)
-                    if key is None:
-                        return  # a health probe: neither an error nor worth a line
-                    connection = self._plane.adopt(sock, key, endpoint)
-                    await self._claim(connection)
+                    await self._let_in(arrival, await arrival.outcome())
                 finally:
-                    self._wait_no_more(scope)
-                ours = False
-                self._plane.start(connection)
-                log.get().info("agent.registered", key=connection.key.short(), endpoint=str(endpoint))
-            if scope.cancelled_caught and trio.current_time() >= scope.deadline:
-                self.refused["never registered"] += 1
-        except KeyInUseError as error:
-            self.refused["key in use"] += 1
-            log.get().warning("agent.refused", endpoint=str(endpoint), reason=str(error))
-            ours = False
-            await self._farewell(sock, str(error))
-        except RemoteProtocolError as error:
-            self.refused["protocol error"] += 1
-            log.get().info("agent.refused", endpoint=str(endpoint), reason=str(error))
-            ours = False
-            await self._farewell(sock, str(error))
+                    self._room.leave(arrival)
+            if arrival.scope.cancelled_caught and trio.current_time() >= arrival.scope.deadline:
+                self._time_is_up(arrival)
+        finally:
+            if arrival.ours:
+                arrival.sock.close()
+
+    async def _let_in(self, arrival: _Arrival, outcome: RelayOutcome | None) -> None:
+        match outcome:
+            case Admitted():
+                self._claim(arrival, admission=outcome.admission, home=outcome.home_key.short())
+            case Registered():
+                await self._enter_bare(arrival)
+            case Refused():
+                self._refuse(arrival, outcome)
+            case None if arrival.handshake.state is not State.REGISTER:
+                # Else it is a health probe, or as good as one: neither an error nor worth a line.
+                self.refused["left early"] += 1
+
+    def _claim(self, arrival: _Arrival, *, admission: str, home: str) -> None:
+        """It is admitted: the data plane's from now on."""
+        handshake = arrival.handshake
+        assert handshake.key is not None
+        proved = handshake.state is State.ADMITTED
+        try:
+            self._claims.take(
+                arrival.sock, handshake.key, arrival.endpoint, handshake=None if proved else handshake
+            )
         except OSError as error:
             self.refused["connection error"] += 1
-            log.get().debug("agent.refused", endpoint=str(endpoint), reason=error.strerror)
-        finally:
-            if ours:
-                sock.close()
+            log.get().debug("agent.refused", endpoint=str(arrival.endpoint), reason=error.strerror)
+            return
+        arrival.ours = False
+        log.get().info(
+            "agent.registered",
+            key=handshake.key.short(),
+            endpoint=str(arrival.endpoint),
+            admission=admission,
+            **({"home": home} if home not in ("", handshake.key.short()) else {}),
+        )
 
-    def _wait(self, scope: trio.CancelScope, address: str) -> None:
-        """Count one more at the door; where that is one too many, the oldest goes."""
-        self._waiting[scope] = address
-        self._per_address[address] += 1
-        victim = None
-        if self._per_address[address] > self._limits.max_unregistered_per_address:
-            victim = next(other for other, where in self._waiting.items() if where == address)
-        elif len(self._waiting) > self._limits.max_unregistered:
-            victim = next(iter(self._waiting))
-        if victim is not None:
-            self._wait_no_more(victim)
-            victim.cancel()
-            self.refused["too many at the door"] += 1
-
-    def _wait_no_more(self, scope: trio.CancelScope) -> None:
-        address = self._waiting.pop(scope, None)
-        if address is not None:
-            self._per_address[address] -= 1
-            if not self._per_address[address]:
-                del self._per_address[address]
-
-    async def _read_register(self, sock: socket.socket) -> PublicKey | None:
-        """The key of the Register, and not a byte more. None when it was closed before any byte."""
-        data = b""
+    async def _enter_bare(self, arrival: _Arrival) -> None:
+        """Policy `optional`: a Register whose key is to be had for nothing, or for a Proof in time."""
+        handshake = arrival.handshake
+        assert handshake.key is not None
+        try:
+            admission = self._greeter.guard.gate.admit_bare(handshake.key)
+        except NotAdmittedError as error:
+            self._refuse(arrival, Refused(Refusal.NOT_ADMITTED, str(error)))
+            return
         while True:
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                part = sock.recv(KEYED_BYTES - len(data))
-            except BlockingIOError:
-                continue
-            if not part:
-                if data:
-                    raise RemoteProtocolError("closed in the middle of its first frame")
-                return None
-            data += part
-            if len(data) >= HEADER_BYTES:
-                length, kind = HEADER.unpack_from(data)
-                if kind != REGISTER or length != KEYED_BYTES - HEADER_BYTES + 1:
-                    raise RemoteProtocolError(
-                        f"the first frame must be Register with a key, not type {kind:#x} of length {length}"
-                    )
-                if len(data) == KEYED_BYTES:
-                    return decode_register_untrusted(data[HEADER_BYTES:])
+            outcome: RelayOutcome | None
+            match self._claims.verdict(handshake.key):
+                case Verdict.GRANT:
+                    handshake.let_in()
+                    self._claim(arrival, admission=admission, home="")
+                    return
+                case Verdict.ASK:
+                    free, outcome = await self._contest(arrival)
+                    if free:
+                        continue
+                case _:
+                    outcome = await arrival.outcome()
+            await self._let_in(arrival, outcome)
+            return
 
-    async def _claim(self, connection: Connection) -> None:
-        """Register it. Where its key is taken, it gets it if the holder goes or stays silent.
+    async def _contest(self, arrival: _Arrival) -> tuple[bool, RelayOutcome | None]:
+        """Its key is held by one that hasn't proved it either. -> (whether the key is free, or the outcome)
 
-        Raises KeyInUseError when the holder is alive.
+        A Proof ends it at any time; it may be on its way while the holder answers.
         """
-        switch = self._plane.switch
-        while switch.claim(connection) is Claim.CONTESTED:
-            holder = switch.holder(connection.key)
-            assert holder is not None
-            heard_before = holder.bytes_in
-            answered = self._ask(holder)
-            with trio.move_on_after(PROBE_S):
-                await answered.wait()
-            if holder not in self._plane.connections:
-                continue
-            if holder.bytes_in != heard_before:
-                raise KeyInUseError(holder)
-            log.get().info(
-                "agent.displaced",
-                key=holder.key.short(),
-                endpoint=str(holder.endpoint),
-                by=str(connection.endpoint),
-                silent_s=PROBE_S,
-            )
-            self._plane.close(holder, REPLACED)
+        claims, key = self._claims, arrival.handshake.key
+        assert key is not None
+        holder = claims.holder(key)
+        if holder is None:
+            return True, None
+        heard_before = holder.bytes_in
+        # What it sends unproved is dropped, once it is read; but it may be let in in a moment.
+        ended, outcome = await self._meanwhile(arrival, claims.ask(holder), PROBE_S, first=arrival.proof)
+        if ended:
+            return False, outcome
+        if claims.holder(key) is not holder:
+            return True, None
+        if holder.bytes_in == heard_before:
+            claims.give_way(holder, arrival.endpoint)
+            return True, None
+        arrival.excuse = f"key {key.short()} is registered by another connection, which is alive"
+        ended, outcome = await self._meanwhile(arrival, claims.departure(holder), math.inf)
+        return not ended, outcome
 
-    def _ask(self, holder: Connection) -> trio.Event:
-        """Send it a RelayProbe, once however many want its key. The event: it answered, or went."""
-        event = self._answers.get(holder)
-        if event is None:
-            event = self._answers[holder] = trio.Event()
-            holder.probe_token = secrets.token_bytes(RELAY_PROBE_TOKEN_BYTES)
-            self._plane.send_frame(holder, encode_relay_probe(holder.probe_token))
-            self._plane.flush_now()
-        return event
+    async def _meanwhile(
+        self,
+        arrival: _Arrival,
+        event: trio.Event,
+        seconds: float,
+        *,
+        first: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> tuple[bool, RelayOutcome | None]:
+        """Read, after `first`, until `event` or for `seconds`. -> (whether the handshake ended, and how)"""
+        ended, outcome = False, None
+        async with trio.open_nursery() as nursery:
 
-    def on_probe_answer(self, connection: Connection, token: bytes) -> None:
-        """A RelayProbe came back."""
-        if token == connection.probe_token:
-            self._wake(connection)
+            async def read() -> None:
+                nonlocal ended, outcome
+                await first()
+                outcome = await arrival.outcome()
+                ended = True
+                nursery.cancel_scope.cancel()
 
-    def _wake(self, connection: Connection) -> None:
-        event = self._answers.pop(connection, None)
-        if event is not None:
-            event.set()
+            nursery.start_soon(read)
+            with trio.move_on_after(seconds):
+                await event.wait()
+            nursery.cancel_scope.cancel()
+        return ended, outcome
 
-    def on_closed(self, connection: Connection, reason: str) -> None:
+    # Refusals ---------------------------------------------------------------------------------------------
+
+    def _time_is_up(self, arrival: _Arrival) -> None:
+        if arrival.excuse:
+            self.refused[KEY_IN_USE] += 1
+            self._say_refused(arrival, arrival.excuse)
+            return
+        if arrival.handshake.state is State.REGISTER:
+            self.refused["never registered"] += 1  # it has said nothing: nothing is said to it
+            return
+        refused = arrival.handshake.due(math.inf).outcome
+        assert isinstance(refused, Refused)
+        self._refuse(arrival, refused)
+
+    def _refuse(self, arrival: _Arrival, refused: Refused) -> None:
+        self.refused[refused.refusal.value] += 1
+        self._say_refused(arrival, refused.reason)
+
+    def _say_refused(self, arrival: _Arrival, reason: str) -> None:
+        key = arrival.handshake.key
+        log.get().info(
+            "agent.refused",
+            endpoint=str(arrival.endpoint),
+            reason=reason,
+            **({"key": key.short()} if key is not None else {}),
+        )
+        arrival.ours = False
+        self._see_off(arrival.sock, reason)
+
+    # Last words -------------------------------------------------------------------------------------------
+
+    def on_closed(self, connection: Connection, reason: str, say: str) -> None:
         """The data plane has let go of a connection: tell it why if that helps, then close it."""
-        self._wake(connection)
         log.get().info(
             "agent.left",
             key=connection.key.short(),
@@ -255,15 +338,17 @@ class Doorway:
             frames_in=connection.frames_in,
             frames_out=connection.frames_out,
         )
-        told = reason == REPLACED or reason.startswith(BROKEN)
-        if told and self._farewells < FAREWELLS:
-            self._nursery.start_soon(self._farewell, connection.sock, reason, name="farewell")
+        self._see_off(connection.sock, say)
+
+    def _see_off(self, sock: socket.socket, text: str) -> None:
+        if text and self._farewells < FAREWELLS:
+            self._farewells += 1
+            self._nursery.start_soon(self._farewell, sock, text, name="farewell")
         else:
-            connection.sock.close()
+            sock.close()
 
     async def _farewell(self, sock: socket.socket, text: str) -> None:
         """Say why with an Error frame, let it arrive, close."""
-        self._farewells += 1
         try:
             with trio.move_on_after(FAREWELL_S):
                 sock.send(encode_error(text))

@@ -13,7 +13,8 @@ import trio
 
 import relayd
 from relayd.config import RelayConfig
-from relayd.errors import RemoteProtocolError
+from relayd.endpoints import Endpoint
+from relayd.errors import ConfigError
 from relayd.manager.manager import Manager
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
@@ -22,19 +23,22 @@ from relayd.observe.control import serve_control
 from relayd.observe.http_server import open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
-from relayd.relay.dataplane import Bounds, Connection, DataPlane, counts
-from relayd.relay.doorway import DoorLimits, Doorway
+from relayd.relay.claims import Claims
+from relayd.relay.connection import Connection
+from relayd.relay.control import Control
+from relayd.relay.credentials import Credentials, join_string, load_credentials
+from relayd.relay.dataplane import Bounds, DataPlane, counts
+from relayd.relay.doorway import Doorway
+from relayd.relay.guard import Greeter, Guard
 from relayd.relay.listeners import name_of, open_listeners
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
-from relayd.wire.frames import (
-    BIMODAL_HINT,
-    DATA,
-    KEEPALIVE,
-    NAT_PROBE,
-    RELAY_PROBE,
-    decode_nat_probe_untrusted,
-)
+
+KEEPALIVES_IN_SILENCE = 3
+"""Two of them may be lost on the way before a connection counts as silent."""
+
+MIN_KEEPALIVE_S = 1.0
+"""What a Welcome can ask for at the least."""
 
 HOUSEKEEPING_S = 1.0
 """Between two looks for silent connections and stale frames."""
@@ -46,6 +50,7 @@ class Relay:
     def __init__(
         self,
         config: RelayConfig,
+        credentials: Credentials,
         nursery: trio.Nursery,
         udp: list[socket.socket],
         listen: list[str],
@@ -62,36 +67,41 @@ class Relay:
             queue_age_s=config.queue_age_ms / 1000,
         )
         self.plane = DataPlane(self.poller, bounds, on_control=self._on_control, on_closed=self._on_closed)
-        limits = DoorLimits(
-            register_timeout_s=config.register_timeout_s,
+        self.guard = Guard(credentials.gate)
+        self.guard.on_change.append(self._turn_out)
+        greeter = Greeter(
+            identity=credentials.identity,
+            guard=self.guard,
+            proof_required=config.auth == "required",
+            timeout_s=config.register_timeout_s,
+            keepalive_s=max(MIN_KEEPALIVE_S, config.silence_s / KEEPALIVES_IN_SILENCE),
+        )
+        self.claims = Claims(self.plane, nursery)
+        self.doorway = Doorway(
+            self.claims,
+            greeter,
+            nursery,
             max_unregistered=config.max_unregistered,
             max_unregistered_per_address=config.max_unregistered_per_address,
         )
-        self.doorway = Doorway(self.plane, limits, nursery)
         self.prober = NatProber(self.poller, udp)
         self.loop_lag = LoopLag()
         self._http = http
+        self._control = Control(self.plane, self.claims, self.prober)
 
-    def _on_closed(self, connection: Connection, reason: str) -> None:
-        self.doorway.on_closed(connection, reason)
+    def _on_closed(self, connection: Connection, reason: str, say: str) -> None:
+        self.claims.on_closed(connection)
+        self.doorway.on_closed(connection, reason, say)
 
     def _on_control(self, connection: Connection, kind: int, body: memoryview) -> None:
-        """A frame without a destination, from a registered agent."""
-        if kind == KEEPALIVE:
-            return
-        if kind == RELAY_PROBE:
-            self.doorway.on_probe_answer(connection, bytes(body))
-        elif kind == NAT_PROBE:
-            try:
-                request = decode_nat_probe_untrusted(bytes(body))
-            except RemoteProtocolError:
-                self.prober.counts["refused_malformed"] += 1
-            else:
-                self.prober.probe(request, connection.endpoint)
-        elif kind in (DATA, BIMODAL_HINT):
-            connection.dropped_short += 1
-        else:
-            connection.unknown_frames += 1
+        self._control.on_frame(connection, kind, body)
+
+    def _turn_out(self) -> None:
+        """Who is let in has changed: close the connections of those who aren't any more."""
+        still_admits = self.guard.gate.still_admits
+        for connection in [one for one in self.plane.connections if not still_admits(one.key)]:
+            reason = f"key {connection.key.short()} is not on this relay's list any more"
+            self.plane.close(connection, reason, say=reason)
 
     async def keep_house(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Close who says nothing, drop what is stale. Nothing here is urgent."""
@@ -99,6 +109,7 @@ class Relay:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             self.plane.expire()
+            self.claims.forget()
             silent_since = time.monotonic() - self._config.silence_s
             for connection in [one for one in self.plane.connections if one.heard_at < silent_since]:
                 self.plane.close(connection, f"silent for {self._config.silence_s:g} s")
@@ -160,6 +171,7 @@ def _peer_status(connection: Connection, now: float) -> dict[str, object]:
     return {
         "key": str(connection.key),
         "address": str(connection.endpoint),
+        "proved": connection.proved,
         "connected_s": round(now - connection.since, 3),
         "silent_s": round(max(0.0, now - connection.heard_at), 3),
         "queued_bytes": connection.outbox.queued_bytes if connection.outbox is not None else 0,
@@ -176,9 +188,11 @@ async def serve(
 ) -> None:
     """Run a relay until cancelled; `task_status.started()` when it takes agents in.
 
-    `manager` is the service manager that started this process, if one did. Raises HostError when an address
-    can't be listened on, or another relay answers on the control socket.
+    `manager` is the service manager that started this process, if one did. Raises ConfigError for what is
+    wrong in a file of keys or tokens, HostError when one can't be read or made, when an address can't be
+    listened on, or another relay answers on the control socket.
     """
+    credentials = load_credentials(config)
     manager = manager if manager is not None else Manager.none()
     with contextlib.ExitStack() as stack:
         listeners, udp = open_listeners(config, manager.take(), stack)
@@ -186,7 +200,9 @@ async def serve(
         http = open_http(config.http, stack)
         # The nursery in which connections are greeted and seen off. It ends with the services' one.
         async with trio.open_nursery() as nursery:
-            relay = Relay(config, nursery, udp, listen, http=http.address if http is not None else None)
+            relay = Relay(
+                config, credentials, nursery, udp, listen, http=http.address if http is not None else None
+            )
             stack.callback(relay.close)
             trio.lowlevel.add_instrument(relay.loop_lag)
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
@@ -207,13 +223,37 @@ async def serve(
                 ),
             ]
             await nursery.start(supervise, services)
+            _say_who_may_enter(config, credentials)
             log.get().info(
                 "relay.started",
                 listen=listen,
                 control=config.control,
                 http=http.address if http is not None else None,
             )
+            # On standard output, and nowhere else: it carries the token.
+            port = Endpoint.of_socket(listeners[0].getsockname()).port
+            print(join_string(config, credentials, port).format(), flush=True)
             task_status.started()
+
+
+def show_join(config: RelayConfig) -> None:
+    """Print the join string of a relay that has been started with this configuration before.
+
+    Raises ConfigError and HostError, and changes nothing.
+    """
+    ports = [Endpoint.parse(text).port for text in config.listen]
+    if not ports[0]:
+        raise ConfigError("port 0 means any free one: the join string can't be known", source="--listen")
+    print(join_string(config, load_credentials(config, make=False), ports[0]).format())
+
+
+def _say_who_may_enter(config: RelayConfig, credentials: Credentials) -> None:
+    if config.auth == "optional":
+        log.get().warning(
+            "relay.auth_optional", meaning="a key that nobody has proved is anybody's who registers it"
+        )
+    if credentials.gate.open:
+        log.get().warning("relay.open", meaning="any agent that proves its own key is let in")
 
 
 async def _accept(

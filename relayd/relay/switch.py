@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Generic, TypeVar
 
 from relayd.keys import PublicKey
@@ -42,16 +41,12 @@ class Port:
         self.unknown_frames = 0
         """Frames of types that the relay doesn't know, and skips."""
 
+    def absent(self, _key: bytes, count: int) -> None:
+        """It has sent `count` frames to a key that isn't connected here."""
+        self.dropped_absent += count
+
 
 P = TypeVar("P", bound=Port)
-
-
-class Claim(Enum):
-    """What becomes of a Register."""
-
-    GRANTED = "granted"
-    CONTESTED = "contested"
-    """Another connection holds the key: ask it whether it lives, before anything else."""
 
 
 class Switch(Generic[P]):
@@ -69,10 +64,11 @@ class Switch(Generic[P]):
         """The connection that is registered under `key`, if any."""
         return self._ports.get(key.raw)
 
-    def claim(self, port: P) -> Claim:
-        """Register `port` under its key, unless another one holds it (then nothing changes)."""
-        holder = self._ports.setdefault(port.key.raw, port)
-        return Claim.GRANTED if holder is port else Claim.CONTESTED
+    def replace(self, port: P) -> P | None:
+        """Register `port` under its key whoever holds it. -> the one that held it, if any."""
+        holder = self._ports.get(port.key.raw)
+        self._ports[port.key.raw] = port
+        return holder if holder is not port else None
 
     def leave(self, port: P) -> None:
         """Take `port` out. Only the holder of a key gives it up: a displaced one changes nothing."""
@@ -87,7 +83,7 @@ class Switch(Generic[P]):
         port = self._ports.get(key)
         source.frames_in += 1
         if port is None:
-            source.dropped_absent += 1
+            source.absent(key, 1)
             return
         if not port.pending:
             self.touched.append(port)
@@ -115,7 +111,7 @@ class Switch(Generic[P]):
                 continue
             port = find(key)
             if port is None:
-                source.dropped_absent += count
+                source.absent(key, count)
                 continue
             if not port.pending:
                 self.touched.append(port)

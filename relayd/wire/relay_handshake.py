@@ -205,10 +205,10 @@ class RelayHandshake:
 
     def _announcement_problem(self, length: int, kind: int) -> str:
         """What is wrong with a frame's header, before any of its body is waited for."""
-        if not 0 < length <= MAX_LENGTH:
-            return f"a frame of length {length} (1 to {MAX_LENGTH} are allowed)"
         if self.state is State.REGISTER and (kind != REGISTER or length != KEYED_BYTES - HEADER_BYTES + 1):
             return f"the first frame must be Register with a key, not type {kind:#x} of length {length}"
+        if not 0 < length <= MAX_LENGTH:
+            return f"a frame of length {length} (1 to {MAX_LENGTH} are allowed)"
         rest = length + LENGTH_BYTES - len(self._buffer)
         if self._received + rest > MAX_INPUT_BYTES:
             return f"a frame of {length} bytes; {MAX_INPUT_BYTES} bytes in all are allowed before admission"

@@ -25,6 +25,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "relayd", "serve", "--listen", f"{HOST}:{port}"]
     command += ["--control", str(directory / "relay.sock"), "--log", "json"]
+    command += ["--auth", "optional", "--state", str(directory / "state")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -76,7 +76,8 @@ class Node:
 
     def relay(self) -> Running:
         return self.agents.start(
-            "b", "serve", "--listen", "192.0.2.2:3478", "--control", str(self.relay_control)
+            *("b", "serve", "--listen", "192.0.2.2:3478", "--control", str(self.relay_control)),
+            *("--auth", "optional", "--state", f"{self.relay_control}-state"),
         )
 
     def ready(self) -> Running:

@@ -33,7 +33,7 @@ def programs() -> None:
 @pytest.fixture(scope="module")
 def relay_host(lab: Lab) -> Node:
     made = lab.node("relay")
-    made.relayd("serve")
+    made.relayd("serve", "--auth", "optional", "--state", "/run/relay-state")
     relay_status(made)
     return made
 

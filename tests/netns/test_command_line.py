@@ -94,14 +94,17 @@ def test_an_interface_that_is_not_there_is_named(lab: Lab, node: Node) -> None:
     lab.discard(agent)
 
 
+SERVE = ("serve", "--state", "/run/relay-state")
+
+
 def test_a_second_relay_on_one_port_says_so_and_the_first_goes_on(lab: Lab, node: Node) -> None:
-    first = node.relayd("serve", "--listen", "127.0.0.1:3478")
+    first = node.relayd(*SERVE, "--listen", "127.0.0.1:3478")
     wait_until(lambda: status_of(node, CONTROL), "a relay answers")
-    second = node.relayd("serve", "--listen", "127.0.0.1:3478", "--control", "/run/test/second.sock")
+    second = node.relayd(*SERVE, "--listen", "127.0.0.1:3478", "--control", "/run/test/second.sock")
     assert second.wait(STOP_S) == 3
     assert "127.0.0.1:3478" in second.output()
     assert "another process listens there" in second.output()
-    third = node.relayd("serve", "--listen", "127.0.0.1:3479")
+    third = node.relayd(*SERVE, "--listen", "127.0.0.1:3479")
     assert third.wait(STOP_S) == 3
     assert CONTROL in third.output()
     assert status_of(node, CONTROL) is not None
@@ -113,12 +116,12 @@ def test_a_second_relay_on_one_port_says_so_and_the_first_goes_on(lab: Lab, node
 
 
 def test_a_killed_relays_socket_does_not_keep_the_next_one_out(lab: Lab, node: Node) -> None:
-    first = node.relayd("serve", "--listen", "127.0.0.1:3478")
+    first = node.relayd(*SERVE, "--listen", "127.0.0.1:3478")
     wait_until(lambda: status_of(node, CONTROL), "a relay answers")
     first.kill()
     first.wait()
     assert node.path(CONTROL).exists()
-    second = node.relayd("serve", "--listen", "127.0.0.1:3478")
+    second = node.relayd(*SERVE, "--listen", "127.0.0.1:3478")
     wait_until(lambda: status_of(node, CONTROL), "the next relay answers")
     second.send_signal(signal.SIGTERM)
     assert second.wait(STOP_S) == 0

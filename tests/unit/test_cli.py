@@ -37,7 +37,8 @@ def environment() -> dict[str, str]:
 
 
 def serve_arguments(directory: Path) -> list[str]:
-    return ["serve", "--listen", "127.0.0.1:0", "--control", str(directory / "relay.sock"), "--log", "json"]
+    places = ("--control", str(directory / "relay.sock"), "--state", str(directory / "state"))
+    return ["serve", "--listen", "127.0.0.1:0", "--log", "json", *places]
 
 
 class Process:
@@ -208,7 +209,7 @@ def test_signal_stops_a_relay_in_order(tmp_path: Path, number: signal.Signals, s
     assert ended == status
     assert events[0] == "relay.stop_requested"
     assert events[-1] == "relay.stopped"
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
 
 def test_status_asks_a_running_relay_and_a_second_one_is_refused(tmp_path: Path) -> None:

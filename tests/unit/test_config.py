@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from relayd.config import AgentConfig, PeerConfig, RelayConfig, load_agent, load_control, load_relay
+from relayd.config.settings import RELAY
 from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError
 from tests.helpers.config_files import (
@@ -291,7 +292,12 @@ def test_the_relays_example_shows_every_setting_and_its_default(directory: Path)
     text = (EXAMPLES / "relay.toml").read_text()
     assert load_relay(write(directory, text), {}, environ={}) == RelayConfig()
     everything = uncommented(text)
-    assert load_relay(write(directory, everything), {}, environ={}) == RelayConfig()
+    loaded = load_relay(write(directory, everything), {}, environ={})
+    # What there is none of by default is shown with an example.
+    examples = {
+        one.name: getattr(loaded, one.name) for one in RELAY.settings if RELAY.defaults[one.name] is None
+    }
+    assert loaded == msgspec.structs.replace(RelayConfig(), **examples)
     for field in msgspec.structs.fields(RelayConfig):
         assert f"\n{field.name} = " in everything
 

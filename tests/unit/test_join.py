@@ -102,6 +102,9 @@ def test_parameters_come_in_any_order_and_the_scheme_in_any_case() -> None:
         ("relayd://h:1#x", "no #"),
         ("relayd://h:1?key", "key= is empty"),
         ("relayd://h:1?tokn=0123456789abcdef", "'tokn' is not known"),
+        (f"relayd://h:1key=x&token={TOKEN}", "begin, with a ?"),
+        (f"relayd://h:1token={TOKEN}", "begin, with a ?"),
+        (f"relayd://h:1{TOKEN}", "begin, with a ?"),
         ("relayd://h:1?", ""),
         (f"relayd://h:1?token={TOKEN}&token={TOKEN}", "token= is there twice"),
         ("relayd://h:1?key=", "key= is empty"),
@@ -154,9 +157,10 @@ def test_one_wrong_character_never_passes_for_another_key(data: st.DataObject) -
 
 @pytest.mark.parametrize("text", [f"key={TOKEN}secret", f"token={TOKEN}%zz", f"tokem={TOKEN}", TOKEN])
 def test_a_mistake_never_quotes_what_may_be_secret(text: str) -> None:
-    with pytest.raises(ValueError, match="=") as caught:
-        JoinString.parse(f"relayd://h:1?{text}")
-    assert TOKEN not in str(caught.value)
+    for before in ("relayd://h:1?", "relayd://h:1", "relayd://[::1]:1"):
+        with pytest.raises(ValueError, match="=") as caught:
+            JoinString.parse(f"{before}{text}")
+        assert TOKEN not in str(caught.value)
 
 
 def test_a_token_shows_neither_in_a_log_nor_in_a_repr() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -15,90 +13,13 @@ import trio
 from relayd.config import RelayConfig
 from relayd.errors import HostError
 from relayd.keys import PublicKey
-from relayd.observe.control import ask
 from relayd.relay import doorway
 from relayd.relay.server import serve
 from relayd.wire import frames
+from relayd.wire.identity import REPLACED
+from tests.helpers.running_relay import relay
 
 A, B, C = (PublicKey(bytes([number]) * 32) for number in (10, 11, 12))
-SOON_S = 20.0
-"""Bound of each wait for something that happens at once on an idle machine."""
-
-
-class Client:
-    """The bare wire: one connection, no opinion."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self._held = b""
-
-    async def send(self, *data: bytes) -> None:
-        with trio.fail_after(SOON_S):
-            await self.stream.send_all(b"".join(data))
-
-    async def frame(self) -> bytes:
-        """The next whole frame; b"" when the relay has closed."""
-        with trio.fail_after(SOON_S):
-            while len(self._held) < 4 or len(self._held) < 4 + int.from_bytes(self._held[:4], "big"):
-                part = await self.stream.receive_some(65536)
-                if not part:
-                    return b""
-                self._held += part
-        size = 4 + int.from_bytes(self._held[:4], "big")
-        frame, self._held = self._held[:size], self._held[size:]
-        return frame
-
-    async def echo(self, key: PublicKey) -> None:
-        """Come back when everything sent so far has been dealt with: Data to one's own key returns."""
-        token = frames.encode_data(key, b"are you there")
-        await self.send(token)
-        while (frame := await self.frame()) != token:
-            assert frame, "the relay has closed"
-
-
-class Running:
-    """A relay in this process, on a free port of 127.0.0.1."""
-
-    def __init__(self, config: RelayConfig, port: int) -> None:
-        self.config, self.port = config, port
-
-    @asynccontextmanager
-    async def connection(self, source: str = "127.0.0.1") -> AsyncIterator[Client]:
-        with socket.socket() as sock:
-            sock.bind((source, 0))
-            sock.setblocking(False)
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-            with trio.fail_after(SOON_S):
-                await stream.socket.connect(("127.0.0.1", self.port))
-            yield Client(stream)
-
-    @asynccontextmanager
-    async def agent(self, key: PublicKey) -> AsyncIterator[Client]:
-        async with self.connection() as client:
-            await client.send(frames.encode_register(key))
-            await client.echo(key)
-            yield client
-
-    async def status(self) -> dict[str, object]:
-        with trio.fail_after(SOON_S):
-            return dict(await ask(self.config.control, "status"))
-
-
-@asynccontextmanager
-async def relay(directory: Path, **settings: object) -> AsyncIterator[Running]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = RelayConfig(
-        listen=(f"127.0.0.1:{port}",),
-        control=str(directory / "relay.sock"),
-        http=None,
-        **settings,  # type: ignore[arg-type]
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(serve, config)
-        yield Running(config, port)
-        nursery.cancel_scope.cancel()
 
 
 async def test_data_goes_to_its_key_and_comes_from_the_senders(tmp_path: Path) -> None:
@@ -210,7 +131,12 @@ async def test_oldest_goes_when_too_many_wait_at_the_door(tmp_path: Path) -> Non
 
 
 async def test_newcomer_does_not_displace_a_holder_that_answers(tmp_path: Path) -> None:
-    async with relay(tmp_path) as running, running.agent(A) as holder, running.connection() as newcomer:
+    settings = {"register_timeout_s": 0.5}
+    async with (
+        relay(tmp_path, **settings) as running,
+        running.agent(A) as holder,
+        running.connection() as newcomer,
+    ):
         await newcomer.send(frames.encode_register(A))
         probe = await holder.frame()
         assert probe[4] == frames.RELAY_PROBE
@@ -227,7 +153,7 @@ async def test_silent_holder_gives_way_and_is_told(tmp_path: Path, monkeypatch: 
         await newcomer.send(frames.encode_register(A))
         await newcomer.echo(A)
         assert (await holder.frame())[4] == frames.RELAY_PROBE
-        assert frames.decode_error_untrusted((await holder.frame())[5:]) == doorway.REPLACED
+        assert frames.decode_error_untrusted((await holder.frame())[5:]) == REPLACED
         assert await holder.frame() == b""
         await newcomer.echo(A)
 
@@ -318,7 +244,12 @@ async def test_nat_probes_are_rate_limited(tmp_path: Path) -> None:
 
 async def test_taken_address_is_an_error_that_says_so(tmp_path: Path) -> None:
     async with relay(tmp_path) as running:
-        other = RelayConfig(listen=running.config.listen, control=str(tmp_path / "other.sock"), http=None)
+        other = RelayConfig(
+            listen=running.config.listen,
+            control=str(tmp_path / "other.sock"),
+            state_dir=running.config.state_dir,
+            http=None,
+        )
         with pytest.raises(HostError, match="another process listens there"):
             await serve(other)
 

@@ -66,6 +66,8 @@ def test_every_setting_has_a_flag_that_reaches_the_configuration(role: Role, tmp
             continue
         texts = list(map(str, default)) if isinstance(default, tuple) else [str(default)]
         arguments = [role.command, one.flag, *texts]
+        if one.kind.switch:
+            arguments = [role.command, one.flag if default else one.flag.replace("--", "--no-", 1)]
         if role is AGENT:
             arguments += ["--relay", "192.0.2.1:3478"]
         args = cli._parser(arguments).parse_args(arguments)
@@ -82,11 +84,11 @@ def test_short_help_names_the_common_settings_and_the_long_one_all(
         with pytest.raises(SystemExit) as caught:
             cli.main([role.command, flag])
         assert caught.value.code == 0
-        named[flag] = set(capsys.readouterr().out.split())
+        named[flag] = set(capsys.readouterr().out.replace(",", "").split())
     for one in role.settings:
         assert one.flag in named["--help-all"]
         assert (one.flag in named["--help"]) == one.common, one.flag
-        assert all(word in named["--help-all"] for word in one.help.split()), one.flag
+        assert all(word in named["--help-all"] for word in one.help.replace(",", "").split()), one.flag
 
 
 def test_a_setting_without_a_default_names_none() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relayd.keys import PublicKey
-from relayd.relay.switch import Claim, Port, Switch
+from relayd.relay.switch import Port, Switch
 from relayd.wire import frames
 from relayd.wire.runs import Run, scan
 
@@ -14,7 +14,7 @@ def switch_with(*keys: PublicKey) -> tuple[Switch[Port], list[Port]]:
     switch: Switch[Port] = Switch()
     ports = [Port(key) for key in keys]
     for port in ports:
-        assert switch.claim(port) is Claim.GRANTED
+        assert switch.replace(port) is None
     return switch, ports
 
 
@@ -69,18 +69,18 @@ def test_frames_without_a_key_go_to_control_whole() -> None:
     ]
 
 
-def test_second_claim_changes_nothing() -> None:
+def test_who_takes_a_key_is_told_who_had_it() -> None:
     switch, (older,) = switch_with(A)
     newer = Port(A)
-    assert switch.claim(newer) is Claim.CONTESTED
-    assert switch.holder(A) is older
+    assert switch.replace(newer) is older
+    assert switch.replace(newer) is None
+    assert switch.holder(A) is newer
 
 
 def test_displaced_port_does_not_take_its_successor_out() -> None:
     switch, (older,) = switch_with(A)
     newer = Port(A)
-    switch.leave(older)
-    assert switch.claim(newer) is Claim.GRANTED
+    switch.replace(newer)
     switch.leave(older)
     assert switch.holder(A) is newer
     assert len(switch) == 1

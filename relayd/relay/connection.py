@@ -1,0 +1,140 @@
+"""One registered connection, and all that the relay knows of it: key, proof, bytes half read, bytes unsent.
+
+poller event -> Connection.on_event -> recv_into the arena -> wire.runs.scan -> Switch.forward
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from relayd.endpoints import Endpoint
+from relayd.errors import RemoteProtocolError
+from relayd.keys import PublicKey
+from relayd.netio.outbox import Outbox
+from relayd.relay.switch import Port
+from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
+from relayd.wire.relay_handshake import RelayHandshake
+from relayd.wire.runs import KEYED, Run, scan
+
+if TYPE_CHECKING:
+    from relayd.relay.dataplane import DataPlane
+
+ARENA_BYTES = 512 << 10
+"""Room for all reads between two flushes. More would fall out of a core's second-level cache."""
+
+
+class Connection(Port):
+    """One registered TCP connection. The data plane owns its socket from `DataPlane.adopt` on."""
+
+    __slots__ = (
+        "_partial",
+        "_plane",
+        "_raw_key",
+        "bytes_in",
+        "bytes_out",
+        "endpoint",
+        "handshake",
+        "heard_at",
+        "leaving",
+        "outbox",
+        "probe_token",
+        "proved",
+        "since",
+        "sock",
+    )
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        sock: socket.socket,
+        key: PublicKey,
+        endpoint: Endpoint,
+        now: float,
+        *,
+        handshake: RelayHandshake | None,
+    ) -> None:
+        """`handshake` is of one that may prove its key yet; None: it has."""
+        super().__init__(key)
+        self._plane = plane
+        self._raw_key = key.raw
+        self.sock = sock
+        self.endpoint = endpoint
+        """The other end, as accept() gave it."""
+        self._partial = b""
+        self.outbox: Outbox | None = None
+        """Made when the socket first refuses something: most connections never need one."""
+        self.since = self.heard_at = now
+        self.bytes_in = self.bytes_out = 0
+        self.proved = handshake is None
+        """Whether it has shown that it holds its key's private half."""
+        self.handshake = handshake
+        self.leaving = False
+        """Displaced: it has lost its key and is told nothing more, but what it sends is still forwarded."""
+        self.probe_token = b""
+        """The token of the RelayProbe that it was sent last."""
+
+    def on_event(self, mask: int) -> None:
+        """The poller's handler: read once, switch the whole frames, keep the rest of the last one.
+
+        This is the hot path of a paced flow, one frame a call. It is written out in one function, since
+        every call of another one costs a frame some 2 % more.
+        """
+        plane = self._plane
+        if mask != select.EPOLLIN:
+            if mask & select.EPOLLOUT:
+                plane.drain(self)
+            if not mask & ~select.EPOLLOUT or self not in plane.connections:
+                return
+        partial = self._partial
+        start = plane.fill
+        if start + plane.room_bytes > ARENA_BYTES:
+            plane.flush()
+            start = 0
+        arena, view = plane.arena, plane.view
+        stop = start
+        if partial:
+            stop += len(partial)
+            arena[start:stop] = partial
+        try:
+            count = self.sock.recv_into(view[stop : stop + plane.round_bytes])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            plane.close(self, f"read: {error.strerror}")
+            return
+        if not count:
+            plane.close(self, "closed by the agent")
+            return
+        self.heard_at = plane.poller.now
+        self.bytes_in += count
+        if not partial and count >= KEYED_BYTES:
+            # One whole Data frame is what a read gives as a rule, when nothing is in a hurry.
+            length, kind, key = KEYED.unpack_from(arena, start)
+            if length + LENGTH_BYTES == count and kind == DATA:
+                stop += count
+                arena[start + HEADER_BYTES : start + KEYED_BYTES] = self._raw_key
+                plane.fill = stop
+                plane.switch.forward_one(self, key, view[start:stop])
+                return
+        stop += count
+        runs: list[Run] = []
+        try:
+            rest = scan(arena, start, stop, self._raw_key, runs)
+        except RemoteProtocolError as error:
+            plane.switch.forward(self, view, runs, self.on_control)
+            plane.fill = stop
+            plane.close(self, f"protocol error: {error}", say=f"protocol error: {error}")
+            return
+        if rest != stop:
+            self._partial = bytes(view[rest:stop])
+        elif partial:
+            self._partial = b""
+        if runs:
+            plane.fill = stop
+            plane.switch.forward(self, view, runs, self.on_control)
+
+    def on_control(self, kind: int, frame: memoryview) -> None:
+        """A frame without a key: the relay's own business."""
+        self._plane.on_control(self, kind, frame[HEADER_BYTES:])
