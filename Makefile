@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install-units bench clean
+.PHONY: help demo test check install-units bench man clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -34,6 +34,7 @@ help:
 	make check   lint, types, layers and unit tests: the inner loop, under a minute
 	make install-units   write systemd's units for this tree's relayd (DESTDIR=, ARGS="--dry-run", "--uninstall")
 	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
+	make man     the manual page, build/relayd.1
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
 	END
 
@@ -50,8 +51,8 @@ test:
 	@venv=$$(sh .ci/setup test)
 	python=$$venv/bin/python
 	$(CHECK)
-	say "pytest: recorded exchanges, and real processes in network namespaces"
-	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/interop tests/netns
+	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
+	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
 	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"
 	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
 	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
@@ -67,6 +68,11 @@ install-units:
 bench:
 	@venv=$$(sh .ci/setup bench)
 	exec "$$venv/bin/python" -m bench $(ARGS)
+
+man:
+	@venv=$$(sh .ci/setup check)
+	mkdir -p build
+	"$$venv/bin/python" -m relayd man >build/relayd.1
 
 clean:
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The commands, one module each. The table of them is `relayd.cli`'s, so that `relayd --help` loads none.
+"""The commands, one module each. The table of them is in `parser`, so that `relayd --help` loads none.
 
 Each module has two functions:
 

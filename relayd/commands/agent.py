@@ -13,17 +13,16 @@ from relayd.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
     """Its flags."""
     add_file(parser)
-    once = parser.add_argument_group("this time only")
-    once.add_argument(
+    parser.add_argument(
         "--clean-state",
         action="store_true",
-        help="at this start, take down what an interface of relayd's own has on this host, and build it "
-        "anew; the key stays (WIREKUBE_CLEAN_STATE=true: once, until a start without it)",
+        help="build an interface of relayd's own anew at this start; the key stays "
+        "(WIREKUBE_CLEAN_STATE=true: likewise, until a start without it)",
     )
-    once.add_argument(
+    parser.add_argument(
         "--release",
         action="store_true",
-        help="run nothing; give the peers of an adopted interface the endpoints back that the relay replaced",
+        help="run nothing; give an adopted interface the endpoints back that it had",
     )
     add_settings(parser, AGENT, all_help=all_help)
 

@@ -7,6 +7,7 @@ import json
 import os
 
 from relayd.commands.flags import add_every_setting, given
+from relayd.commands.parser import Formatter
 from relayd.config.report import Effective, effective, examine, role_of
 from relayd.config.settings import ENV_PREFIX, RELAY, ROLES, Role
 from relayd.config.toml import read_document
@@ -23,16 +24,18 @@ _WIDEST = 40
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
     """Its two actions and their flags."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    check = actions.add_parser("check", help=CHECK, description=CHECK, allow_abbrev=False)
+    check = actions.add_parser(
+        "check", help=CHECK, description=CHECK, allow_abbrev=False, formatter_class=Formatter
+    )
     check.add_argument("file", metavar="FILE", help="a relay's or an agent's TOML file")
     check.set_defaults(action=_check)
     show = actions.add_parser(
-        "show", help=SHOW, description=SHOW, allow_abbrev=False,
+        "show", help=SHOW, description=SHOW, allow_abbrev=False, formatter_class=Formatter,
         epilog="Takes each flag of `relayd serve` and `relayd agent` too; it counts here as it does there.",
     )  # fmt: skip
     show.add_argument("--config", metavar="FILE", help="the TOML file; else RELAYD_CONFIG's, if any")
     show.set_defaults(action=_show)
-    add_every_setting(show, ROLES)
+    add_every_setting(show, ROLES, all_help=all_help)
     names = [role.name for role in ROLES]
     for one in (check, show):
         one.add_argument("--role", choices=names, help="whose configuration it is, when that isn't clear")

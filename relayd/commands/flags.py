@@ -8,34 +8,50 @@ from typing import Any
 
 from relayd.config.settings import Role, Setting
 
+EVERY_SETTING = "settings"
+"""The heading of `add_every_setting`'s flags."""
+
+
+_LINE = 50
+"""Characters of explanation beside a flag, on a screen of 80 columns."""
+
 
 def add_settings(
     parser: argparse.ArgumentParser, role: Role, names: Sequence[str] = (), *, all_help: bool = False
 ) -> None:
-    """The flags of `role`'s settings, under their groups' headings.
+    """The flags of `role`'s settings.
 
-    All of them, the uncommon ones left out of the help; or just those with `names`, all in the help.
-    `all_help`: none is left out, for --help-all, the man page and completion.
+    All of them, uncommon ones and long defaults left out of the help, which so fits a screen; or just those
+    with `names`. `all_help`: nothing is left out, and they have their groups' headings, for --help-all,
+    the man page and completion.
     """
     if not names:
-        parser.add_argument("--help-all", action="help", help="name the uncommon settings too")
+        parser.usage = f"{parser.prog} [OPTIONS]"
+        parser.add_argument("--help-all", action="help", help="name the uncommon flags too")
     groups: dict[str, Any] = {}
     for setting in role.settings if not names else map(role.setting, names):
-        group = groups.get(setting.group)
-        if group is None:
+        group = groups.get(setting.group, parser)
+        if all_help and group is parser:
             group = groups[setting.group] = parser.add_argument_group(setting.group)
-        shown = all_help or setting.common or bool(names)
-        _add(group, setting, _help(role, setting) if shown else argparse.SUPPRESS)
+        text = argparse.SUPPRESS
+        if all_help or setting.common or names:
+            text = _help(role, setting, None if all_help else _LINE)
+        _add(group, setting, text)
 
 
-def add_every_setting(parser: argparse.ArgumentParser, roles: Sequence[Role]) -> None:
-    """The flags of several roles, each once, none in the help. Flags that roles share have one kind."""
-    added = set()
+def add_every_setting(
+    parser: argparse.ArgumentParser, roles: Sequence[Role], *, all_help: bool = False
+) -> None:
+    """The flags of several roles, each once; in the help only for `all_help`.
+
+    Flags that roles share have one kind.
+    """
+    added, group = set(), parser.add_argument_group(EVERY_SETTING)
     for role in roles:
         for setting in role.settings:
             if setting.flag not in added:
                 added.add(setting.flag)
-                _add(parser, setting, argparse.SUPPRESS)
+                _add(group, setting, _help(role, setting) if all_help else argparse.SUPPRESS)
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +65,12 @@ def given(args: argparse.Namespace, role: Role, names: Sequence[str] = ()) -> di
     return {one.flag_word: getattr(args, one.flag_word) for one in settings}
 
 
-def _help(role: Role, setting: Setting) -> str:
+def _help(role: Role, setting: Setting, most: int | None = None) -> str:
+    """What it does, and its default; without that where it would be longer than `most` characters."""
     default = role.default_text(setting)
     said = f"{setting.help} (default {default})" if default else setting.help
+    if most is not None and len(said) > most:
+        said = setting.help
     return said.replace("%", "%%")
 
 

@@ -12,8 +12,7 @@ from relayd.config.settings import RELAY
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
     """Its flags."""
     add_file(parser)
-    once = parser.add_argument_group("this time only")
-    once.add_argument(
+    parser.add_argument(
         "--show-join", action="store_true", help="run nothing; print the join string, as at every start"
     )
     add_settings(parser, RELAY, all_help=all_help)

@@ -148,13 +148,13 @@ _LISTEN = kinds.several(
     example=f"0.0.0.0:{marks.RELAY_PORT}",
     empty="there is no address to accept connections on",
 )
-_CONTROL = "the socket that `relayd status` asks"
+_CONTROL = "the socket that relayd status asks"
 _HTTP = kinds.or_off(kinds.LISTEN)
 _HTTP_HELP = "serve metrics, health and the status page here"
 _HTTP_DEFAULT = f"{HTTP_ADDRESS}, or the next free port"
 _HTTP_NAMES = kinds.several(values.host_name, "NAME", example="gateway.example.net")
 _HTTP_NAMES_HELP = "host names by which that may be asked, beside IP addresses and this host's own name"
-_LOG = "how to log; auto is console when standard error is a terminal, json otherwise"
+_LOG = "how to log; auto: for people on a terminal"
 _QUEUE_BYTES_HELP = "a receiver that falls behind loses its oldest frames past this many bytes"
 _QUEUE_AGE_HELP = "and those that have waited longer than this, in milliseconds"
 
@@ -170,25 +170,22 @@ RELAY = Role(
     RelayConfig,
     (
         _relay("listen", _LISTEN, "accept agents here; may be repeated", common=True),
-        _relay("control", kinds.SOCKET, _CONTROL, common=True),
+        _relay("control", kinds.SOCKET, _CONTROL),
         _relay("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
         _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
-        _relay(
-            "state_dir", kinds.DIRECTORY, "where its key and its token are kept", word="state", common=True
-        ),
+        _relay("state_dir", kinds.DIRECTORY, "where its key and its token are kept", word="state"),
         _relay("log", kinds.LOG, _LOG, common=True),
         _who(
             "auth",
             kinds.AUTH,
             "whether agents have to prove their keys; optional: not for a key that nobody has proved",
-            common=True,
         ),
         _who("open", kinds.SWITCH, "let in every agent that proves its own key", common=True),
         _who(
             "token_file",
             kinds.FILE,
             "tokens that let an agent in, one a line, the newest first",
-            default="relay.token in the state directory, made at the first start",
+            default="relay.token in the state directory",
             common=True,
         ),
         _who(

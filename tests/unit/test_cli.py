@@ -14,6 +14,8 @@ import pytest
 
 from relayd import __version__, cli
 from relayd.commands import status
+from relayd.commands.exit_status import MEANINGS
+from relayd.commands.parser import GROUPS, all_commands, make_parser
 from relayd.errors import ConfigError, HostError, RelaydError
 
 # A relay as a process: what is between its start and its end is seen in its log.
@@ -147,12 +149,40 @@ def test_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.Cap
     assert "usage: relayd" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["agent"], ["status"], ["demo"]], ids=" ".join)
-def test_help_of_every_command(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [[], *([name] for name in all_commands()), ["config", "check"], ["config", "show"]],
+    ids=" ".join,
+)
+def test_help_of_every_command_fits_a_screen(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting that makes it too long isn't `common`."""
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--help"])
     assert caught.value.code == 0
-    assert "usage: relayd" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: relayd")
+    assert len(lines) < 24  # and the prompt
+    assert max(map(len, lines)) <= 80
+
+
+def test_help_without_a_command_names_them_all_under_their_headings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    for heading, commands in GROUPS.items():
+        assert f"\n{heading}:\n" in shown
+        for name, text in commands.items():
+            assert f"\n  {name:17}{text}\n" in shown
+
+
+def test_exit_statuses_of_errors_are_documented() -> None:
+    for error in (RelaydError, ConfigError, HostError):
+        assert error.exit_status in MEANINGS
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +194,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_listen_takes_several_and_may_be_repeated() -> None:
     arguments = ["serve", "--listen", "127.0.0.1:1", "[::1]:1", "--listen", "127.0.0.2:1"]
-    args = cli._parser(arguments).parse_args(arguments)
+    args = make_parser(arguments).parse_args(arguments)
     assert args.listen == ["127.0.0.1:1", "[::1]:1", "127.0.0.2:1"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from relayd import cli
 from relayd.commands import flags
+from relayd.commands.parser import make_parser
 from relayd.config import kinds, load_agent, load_relay
 from relayd.config.kinds import Kind
 from relayd.config.settings import AGENT, RELAY, ROLES, Role, Setting
@@ -70,7 +71,7 @@ def test_every_setting_has_a_flag_that_reaches_the_configuration(role: Role, tmp
             arguments = [role.command, one.flag if default else one.flag.replace("--", "--no-", 1)]
         if role is AGENT:
             arguments += ["--relay", "192.0.2.1:3478"]
-        args = cli._parser(arguments).parse_args(arguments)
+        args = make_parser(arguments).parse_args(arguments)
         config = load(None, flags.given(args, role), environ={})
         assert getattr(config, one.name) == default, one.flag
 

@@ -1,0 +1,126 @@
+"""Which commands there are, and the parser of a command line.
+
+The module of a command is loaded only when the command line names it: `relayd --help` loads none.
+(argparse, not a library: no prompts, and nothing to load before the first line of help.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from importlib import import_module
+
+from relayd import __version__
+
+GROUPS = {
+    "Run": {
+        "serve": "Run a relay.",
+        "agent": "Give each peer of a WireGuard interface a path that works.",
+    },
+    "See": {
+        "status": "Show what the relay and the agents on this host are doing.",
+        "check": "Look this host over: what would keep an agent from working.",
+        "config": "Check a configuration file, or show the values that count.",
+        "demo": "Show it at work, in namespaces of its own. Needs root.",
+    },
+    "Set up and remove": {
+        "install-service": "Write systemd's units for relay and agents, or remove them.",
+        "cleanup": "Remove from this host what the agent added to it.",
+        "completion": "Print what makes bash, zsh or fish complete relayd's words.",
+        "man": "Print the manual page (relayd man | man -l -).",
+    },
+}
+"""Heading in the help -> command -> what it does. Each command is a module of `relayd.commands` (- is _)."""
+
+DESCRIPTION = (
+    "A working path between every pair of WireGuard nodes: straight UDP where it can be had, through a relay "
+    "where it can't."
+)
+
+HELP_ALL = "--help-all"
+
+_WIDEST = 100
+"""Columns, on any terminal: longer lines are hard to read."""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, in fewer lines: explanations start at column 28, `ADDR:PORT ...` says "several" once."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(_WIDEST, shutil.get_terminal_size().columns) - 1
+        super().__init__(prog, max_help_position=28, width=width)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == argparse.ONE_OR_MORE:
+            return f"{action.metavar or default_metavar} ..."
+        return super()._format_args(action, default_metavar)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+class _Top(argparse.ArgumentParser):
+    """Its help is the commands, under their headings."""
+
+    def format_help(self) -> str:
+        formatter = Formatter(self.prog)
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        lines = [formatter.format_help()]
+        lines.append("\n")
+        for heading, commands in GROUPS.items():
+            lines.append(f"{heading}:\n")
+            lines += [f"  {name:17}{text}\n" for name, text in commands.items()]
+        lines.append("\nrelayd COMMAND --help says more; relayd --version says which relayd this is.\n")
+        return "".join(lines)
+
+
+def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """For these arguments: of the commands, the one that they name has its flags."""
+    parser, commands = _top()
+    for name, text in all_commands().items():
+        command = _add(commands, name, text)
+        if arguments[:1] == [name]:
+            _fill(command, name, all_help=HELP_ALL in arguments)
+    return parser
+
+
+def every_command() -> dict[str, argparse.ArgumentParser]:
+    """By name, each with all its flags: for the man page and for completion."""
+    _, commands = _top()
+    parsers = {name: _add(commands, name, text) for name, text in all_commands().items()}
+    for name, parser in parsers.items():
+        _fill(parser, name, all_help=True)
+    return parsers
+
+
+def all_commands() -> dict[str, str]:
+    """Name -> what it does."""
+    return {name: text for commands in GROUPS.values() for name, text in commands.items()}
+
+
+_Commands = argparse._SubParsersAction
+
+
+def _top() -> tuple[argparse.ArgumentParser, _Commands[argparse.ArgumentParser]]:
+    parser = _Top(
+        prog="relayd", usage="relayd [-h] [--version] COMMAND ...", description=DESCRIPTION,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"relayd {__version__}")
+    return parser, parser.add_subparsers(
+        metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser, prog="relayd"
+    )
+
+
+def _add(commands: _Commands[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False, formatter_class=Formatter
+    )
+
+
+def _fill(command: argparse.ArgumentParser, name: str, *, all_help: bool) -> None:
+    module = import_module(f"relayd.commands.{name.replace('-', '_')}")
+    module.add_arguments(command, all_help=all_help)
+    command.set_defaults(run=module.run)
