@@ -53,6 +53,8 @@ test:
 	$(CHECK)
 	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
 	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
+	say "pytest: the status page in a browser"
+	$(LIMIT) 180 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/browser
 	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"
 	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
 	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube

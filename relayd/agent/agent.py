@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -34,6 +35,8 @@ from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.node_key import with_key
+from relayd.agent.reconcile import Path as PathKind
+from relayd.agent.reconcile import PeerPath
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.relay_link import LinkSettings, RelayLink
 from relayd.agent.wg_proxy import WgProxy
@@ -41,6 +44,7 @@ from relayd.config import AgentConfig
 from relayd.coordination.model import Mesh
 from relayd.coordination.static_file import StaticFile
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
+from relayd.keys import PublicKey
 from relayd.manager.manager import Manager
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.datagrams import DatagramSocket
@@ -201,6 +205,7 @@ class Agent:
             "listen_port": interface.listen_port,
             "proxy_port": self.proxy.port,
             "relay": self.link.status(),
+            "paths": dict(Counter(str(peer["path"]) for peer in self.peers())),
             "drops": merge_drops(self.link.drops(), self.proxy.drops()),
             "queued_bytes": self.link.queued_bytes,
             "queue_delay": self.link.delays.status(),
@@ -209,12 +214,12 @@ class Agent:
         }
 
     def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
-        """The peers one by one; with `limit` so many of them, those first that have carried most."""
+        """The peers one by one; with `limit` so many of them, those on the relay and the busiest first."""
         now = trio.current_time()
         relayed = self.proxy.peers
         paths = list(self.reconciler.paths.items())
         if limit is not None:
-            paths = heapq.nlargest(limit, paths, key=lambda one: one[1].peer.rx_bytes + one[1].peer.tx_bytes)
+            paths = heapq.nlargest(limit, paths, key=_interest)
         return (
             peer_status(path, relayed.get(key), relay_connected=self.link.connected, now=now)
             for key, path in paths
@@ -222,3 +227,9 @@ class Agent:
 
     def _deliver(self, buffer: bytearray, runs: list[Run], now: float) -> None:
         self.proxy.deliver(buffer, runs, now)
+
+
+def _interest(one: tuple[PublicKey, PeerPath]) -> tuple[bool, int]:
+    """Which peers to name first where not all are: those on the relay may have no way, then the busiest."""
+    path = one[1]
+    return path.path is PathKind.RELAY, path.peer.rx_bytes + path.peer.tx_bytes

@@ -88,7 +88,9 @@ class Site:
             return plain_text(400, f"not a path of this server: {error}")
         match url.path:
             case "/":
-                return plain_text(200, _PATHS)
+                from relayd.observe import page  # its files are read once somebody wants to see it
+
+                return page.answer()
             case "/status":
                 return await self._status(query.get("peers", [""])[-1])
             case "/metrics":

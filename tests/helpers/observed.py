@@ -107,6 +107,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
             "reason": "",
             "received": {"echo": 12, "keepalive": 3},
         },
+        "paths": {path: paths.count(path) for path in sorted(set(paths))},
         "drops": {"unknown_key": 3, "queue_full": 12345},
         "queued_bytes": 0,
         "queue_delay": queue_delay(),
