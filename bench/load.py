@@ -19,6 +19,7 @@ from bench.flood import run_flood
 from bench.idle import run_idle
 from bench.model import BenchError, Measurement, Spec
 from bench.paced import run_paced
+from bench.stun_load import run_stun
 
 GRACE_S = 45
 """On top of warm-up and measured time: connecting (10,000 of them, too), registering and draining."""
@@ -51,6 +52,8 @@ def run(spec: Spec) -> Measurement:
             return run_idle(spec, pids)
         case "agents":
             return run_agents(spec, pids)
+        case "stun":
+            return run_stun(spec, pids)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Mode = Literal["bulk", "paced", "flood", "idle", "agents"]
+Mode = Literal["bulk", "paced", "flood", "idle", "agents", "stun"]
 Wire = Literal["relay", "forward"]
 
 

@@ -144,6 +144,14 @@ SCENARIOS = (
         control=False,
         shown=("frames_per_s", "gbit_per_s", "frames_per_cpu_s", "p50", "p99"),
     ),
+    Scenario(
+        "stun",
+        "STUN answers (counted as frames), 4,096 addresses, 256 requests in flight",
+        Spec(mode="stun", payload=44),
+        goals=(Goal(PER_CPU, "least", 50_000), NOTHING_LOST),
+        control=False,
+        shown=("frames_per_s", "frames_per_cpu_s"),
+    ),
 )
 
 
@@ -160,8 +168,8 @@ def custom(mode: Mode | Literal["highest"], **settings: float | None) -> Scenari
     """A row of one's own. Raises BenchError for a mode that is not measured so."""
     given = {name: value for name, value in settings.items() if value is not None}
     kind: Kind = "search" if mode == "highest" else "load"
-    if mode == "agents":
-        raise BenchError("the agents' path is measured by a row of its own: agent-path")
+    if mode in ("agents", "stun"):
+        raise BenchError("the agents' path and STUN are measured by rows of their own: agent-path, stun")
     if mode in ("paced", "flood") and "rate" not in given:
         raise BenchError(f"--mode {mode} needs a --rate")
     spec = msgspec.convert({"mode": "flood" if mode == "highest" else mode, **given}, Spec)

@@ -175,6 +175,11 @@ RELAY = Role(
         _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
         _relay("state_dir", kinds.DIRECTORY, "where its key and its token are kept", word="state"),
         _relay("log", kinds.LOG, _LOG, common=True),
+        _relay(
+            "stun_port",
+            kinds.or_off(kinds.number(0, 65535, "a port, or 0", metavar="PORT")),
+            "a second UDP port for STUN, to tell apart how NATs filter; 0 is the one after that of listen",
+        ),
         _who(
             "auth",
             kinds.AUTH,

@@ -84,6 +84,9 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_unregistered_per_address: int = 64
     """As many from one IPv4 address or one IPv6 network of 64 bits: agents behind one NAT."""
 
+    stun_port: int | None = 0
+    """The second UDP port, from which NATs are told apart (RFC 5780); 0: the one after that of `listen`."""
+
     round_bytes: int = 256 << 10
     """At most this much is read from one connection before the others have their turn."""
 

@@ -112,13 +112,12 @@ def source_for(to: Endpoint, mark: Mark) -> Address:
         return IPv4Address(sock.getsockname()[0])
 
 
-def _source4(source: Address) -> tuple[int, int, bytes]:
-    # On sending the kernel takes `ipi_spec_dst` for the source (ip(7)).
-    return socket.IPPROTO_IP, mmsg.IP_PKTINFO, _PKTINFO4.pack(0, source.packed, bytes(4))
-
-
-def _source6(source: Address) -> tuple[int, int, bytes]:
-    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source.packed, _name6(source, 0)[3])
+def own_source(address: Address) -> tuple[int, int, bytes]:
+    """The control message that makes `address`, one of this host's, a datagram's source (ip(7), ipv6(7))."""
+    if address.version == 6:
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(address.packed, _name6(address, 0)[3])
+    # On sending the kernel takes `ipi_spec_dst` for the source.
+    return socket.IPPROTO_IP, mmsg.IP_PKTINFO, _PKTINFO4.pack(0, address.packed, bytes(4))
 
 
 def _drain(sock: socket.socket) -> None:
@@ -198,7 +197,7 @@ class RawUdp4(_Leg):
         segment = _UDP.pack(self.port, to.port, length, 0) + payload
         total = checksum(chosen, to.address, segment)
         header = _UDP.pack(self.port, to.port, length, total)
-        self._sock.sendmsg([header, payload], [_source4(chosen)], 0, (str(to.address), 0))
+        self._sock.sendmsg([header, payload], [own_source(chosen)], 0, (str(to.address), 0))
 
     def receive(self) -> Datagram | None:
         packet = self._sock.recv(_RECEIVE_BYTES)
@@ -242,7 +241,7 @@ class RawUdp6(_Leg):
 
     def send(self, payload: bytes, to: Endpoint, source: Address | None) -> None:
         header = _UDP.pack(self.port, to.port, _UDP.size + len(payload), 0)
-        control = [_source6(source)] if source is not None else []
+        control = [own_source(source)] if source is not None else []
         self._sock.sendmsg([header, payload], control, 0, _name6(to.address, 0))
 
     def receive(self) -> Datagram | None:
@@ -281,10 +280,10 @@ class OwnUdp(_Leg):
 
     def send(self, payload: bytes, to: Endpoint, source: Address | None) -> None:
         if self.version == 6:
-            control = [_source6(source)] if source is not None else []
+            control = [own_source(source)] if source is not None else []
             self._sock.sendmsg([payload], control, 0, _name6(to.address, to.port))
         else:
-            control = [_source4(source)] if source is not None else []
+            control = [own_source(source)] if source is not None else []
             self._sock.sendmsg([payload], control, 0, (str(to.address), to.port))
 
     def receive(self) -> Datagram | None:

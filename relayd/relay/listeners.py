@@ -20,6 +20,7 @@ from relayd.errors import HostError
 from relayd.manager.passed import Passed
 from relayd.marks import set_mark
 from relayd.observe import log
+from relayd.relay.stun_server import Pair
 
 BACKLOG = 1024
 """Connections that may wait for accept(): a relay that comes back meets all its agents at once."""
@@ -41,6 +42,38 @@ def open_listeners(config: RelayConfig, passed: Sequence[Passed], stack: context
             )
         return _adopt(passed, stack)
     return _bind_all(config, stack)
+
+
+def pair_udp(
+    udp: Sequence[socket.socket], second_port: int | None, stack: contextlib.ExitStack
+) -> list[Pair]:
+    """Give each UDP socket one on a second port of the same address, for RFC 5780; `stack` closes those made.
+
+    `second_port` 0: the next one; None: none. One that was passed is taken. That it can't be had is told, and
+    no reason not to run: plain STUN goes on without.
+    """
+    by_address: dict[str, list[socket.socket]] = {}
+    for sock in udp:
+        by_address.setdefault(sock.getsockname()[0], []).append(sock)
+    pairs = []
+    for first, *more in by_address.values():
+        second = more[0] if more else _second(first, second_port, stack)
+        pairs += [Pair(first, second), *(Pair(sock) for sock in more[1:])]
+    return pairs
+
+
+def _second(first: socket.socket, wanted: int | None, stack: contextlib.ExitStack) -> socket.socket | None:
+    bound = Endpoint.of_socket(first.getsockname())
+    port = wanted or bound.port + 1
+    if wanted is None or port > 65535 or port == bound.port:
+        return None
+    try:
+        return stack.enter_context(_socket(Endpoint(bound.address, port), socket.SOCK_DGRAM))
+    except OSError as error:
+        log.get().warning(
+            "relay.stun_port_unavailable", port=port, error=error.strerror, without="NAT behaviour discovery"
+        )
+        return None
 
 
 def name_of(sock: socket.socket) -> str:

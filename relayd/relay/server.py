@@ -30,7 +30,8 @@ from relayd.relay.credentials import Credentials, join_string, load_credentials
 from relayd.relay.dataplane import Bounds, DataPlane, counts
 from relayd.relay.doorway import Doorway
 from relayd.relay.guard import Greeter, Guard
-from relayd.relay.listeners import name_of, open_listeners
+from relayd.relay.listeners import name_of, open_listeners, pair_udp
+from relayd.relay.stun_server import Pair, StunServer
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
 
@@ -52,7 +53,7 @@ class Relay:
         config: RelayConfig,
         credentials: Credentials,
         nursery: trio.Nursery,
-        udp: list[socket.socket],
+        udp: list[Pair],
         listen: list[str],
         *,
         http: str | None,
@@ -67,6 +68,7 @@ class Relay:
             queue_age_s=config.queue_age_ms / 1000,
         )
         self.plane = DataPlane(self.poller, bounds, on_control=self._on_control, on_closed=self._on_closed)
+        self.stun = StunServer(self.poller, udp)
         self.guard = Guard(credentials.gate)
         self.guard.on_change.append(self._turn_out)
         greeter = Greeter(
@@ -75,6 +77,7 @@ class Relay:
             proof_required=config.auth == "required",
             timeout_s=config.register_timeout_s,
             keepalive_s=max(MIN_KEEPALIVE_S, config.silence_s / KEEPALIVES_IN_SILENCE),
+            stun=tuple(self.stun.ports),
         )
         self.claims = Claims(self.plane, nursery)
         self.doorway = Doorway(
@@ -84,7 +87,7 @@ class Relay:
             max_unregistered=config.max_unregistered,
             max_unregistered_per_address=config.max_unregistered_per_address,
         )
-        self.prober = NatProber(self.poller, udp)
+        self.prober = NatProber(self.poller, [pair.first for pair in udp])
         self.loop_lag = LoopLag()
         self._http = http
         self._control = Control(self.plane, self.claims, self.prober)
@@ -143,6 +146,7 @@ class Relay:
             "unknown_frames": total["unknown_frames"],
             "drops": drops,
             "nat_probes": dict(self.prober.counts),
+            "stun": {"ports": self.stun.ports, **self.stun.counts},
             "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
 
@@ -161,7 +165,7 @@ class Relay:
         for connection in list(self.plane.connections):
             self.plane.connections.discard(connection)
             connection.sock.close()
-        self.prober.close()
+        self.stun.close()
         self.poller.close()
 
 
@@ -200,8 +204,9 @@ async def serve(
         http = open_http(config.http, stack)
         # The nursery in which connections are greeted and seen off. It ends with the services' one.
         async with trio.open_nursery() as nursery:
+            pairs = pair_udp(udp, config.stun_port, stack)
             relay = Relay(
-                config, credentials, nursery, udp, listen, http=http.address if http is not None else None
+                config, credentials, nursery, pairs, listen, http=http.address if http is not None else None
             )
             stack.callback(relay.close)
             trio.lowlevel.add_instrument(relay.loop_lag)

@@ -13,10 +13,10 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final
 
+from relayd.wire.sealed import is_sealed
+
 STUN_COOKIE: Final = 0x2112A442
 """RFC 8489, section 5: the fixed value at offset 4 of every STUN message."""
-
-SEALED_MAGIC: Final = bytes.fromhex("524c59f09f949101")
 
 _COOKIE_BYTES = STUN_COOKIE.to_bytes(4, "big")
 
@@ -30,7 +30,7 @@ class PortMessage(Enum):
 
 def kind_of_untrusted(datagram: bytes) -> PortMessage | None:
     """What a stranger's datagram claims to be; None: nothing of ours."""
-    if datagram.startswith(SEALED_MAGIC):
+    if is_sealed(datagram):
         return PortMessage.SEALED
     if datagram[4:8] == _COOKIE_BYTES and datagram[0] < 0x40:
         return PortMessage.STUN
