@@ -13,7 +13,7 @@ from relayd.endpoints import Endpoint
 from relayd.keys import PrivateKey, PublicKey
 
 LogMode = Literal["auto", "console", "json"]
-"""`auto`: for people when standard error is a terminal, JSON otherwise."""
+"""`auto`: for people when standard error is a terminal, fields when it is systemd's journal, else JSON."""
 
 Auth = Literal["required", "optional"]
 """`required`: nothing is routed from or to a connection before its Proof. `optional`: a bare Register is

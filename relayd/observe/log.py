@@ -1,8 +1,9 @@
 """The log: one line per change of state, on stderr.
 
-Events are named `noun.past_verb` (`link.lost`, `agent.started`), with the facts as keys. Console form
-with colours on a terminal, JSON otherwise. Keys, endpoints and addresses are rendered as text, private
-keys never. Nothing is logged per packet: packets are counted, and `Throttle` is for what can repeat.
+Events are named `noun.past_verb` (`link.lost`, `agent.started`), with the facts as keys. Console form with
+colours on a terminal, fields of their own in systemd's journal (`observe.journal`), JSON otherwise. Keys,
+endpoints and addresses are rendered as text, private keys never. Nothing is logged per packet: packets are
+counted, and `Throttle` is for what can repeat.
 
     logger = log.get(peer=key)
     logger.warning("peer.relayed", reason="no handshake for 180 s")
@@ -30,6 +31,8 @@ from structlog.typing import FilteringBoundLogger, Processor  # noqa: E402
 if _without_rich:
     del sys.modules["rich"]
 
+from relayd.observe import journal  # noqa: E402
+from relayd.observe.journal import Journal, as_journal  # noqa: E402
 from relayd.observe.text import named, plain  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ def get(**facts: object) -> FilteringBoundLogger:
 
 def configure(mode: LogMode = "auto", *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Set the log up for this process, once at its start. `stream` stands for stderr in tests."""
-    sink = _Sink(stream if stream is not None else sys.stderr)
+    sink = (_journal() if mode == "auto" else None) or _Sink(stream if stream is not None else sys.stderr)
     console = mode == "console" or (mode == "auto" and sink.is_terminal)
     renderer: list[Processor]
     if console:
@@ -58,7 +61,8 @@ def configure(mode: LogMode = "auto", *, level: int = logging.INFO, stream: Text
             )
         ]
     else:
-        renderer = [structlog.processors.format_exc_info, _as_json]
+        as_line = as_journal if isinstance(sink, Journal) else _as_json
+        renderer = [structlog.processors.format_exc_info, as_line]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -75,6 +79,16 @@ def configure(mode: LogMode = "auto", *, level: int = logging.INFO, stream: Text
     root = logging.getLogger()
     root.handlers[:] = [_LibraryHandler()]
     root.setLevel(max(level, logging.WARNING))
+
+
+def _journal() -> Journal | None:
+    """systemd's journal, where standard error leads to it; None elsewhere."""
+    if not journal.is_the_journal(os.environ.get(journal.VARIABLE), _fd(sys.stderr)):
+        return None
+    try:
+        return Journal(journal.SOCKET)
+    except OSError:  # another mount namespace, say: then it gets lines by the stream
+        return None
 
 
 class Throttle:
@@ -136,11 +150,7 @@ class _Sink:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._lost = 0
-        self._fd: int | None = None
-        try:
-            self._fd = stream.fileno() if stream is not None else None
-        except OSError:  # io.UnsupportedOperation: a StringIO has none
-            self._fd = None
+        self._fd = _fd(stream)
         self.is_terminal = self._fd is not None and os.isatty(self._fd)
         self._poll = select.poll()
         if self._fd is not None:
@@ -169,6 +179,13 @@ class _Sink:
         if self._lost and self._fd is not None and self._poll.poll(0):
             event["log_lines_lost"], self._lost = self._lost, 0
         return event
+
+
+def _fd(stream: TextIO | None) -> int | None:
+    try:
+        return stream.fileno() if stream is not None else None
+    except OSError:  # io.UnsupportedOperation: a StringIO has none
+        return None
 
 
 class _LibraryHandler(logging.Handler):
