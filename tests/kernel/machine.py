@@ -57,6 +57,8 @@ class Job:
     memory_mib: int = 1024
     processors: int = 2
     accelerator: str = "tcg"
+    systemd: bool = False
+    """Whether systemd is process 1, and runs the command as a service; else nothing is there but the command."""
 
 
 @dataclass
@@ -171,6 +173,7 @@ def _qemu(
 ) -> list[str]:
     accelerator = {"tcg": "tcg,thread=multi"}.get(job.accelerator, job.accelerator)
     variables = f"VM_JOB={work} VM_MODULES={kernel.modules} VM_OUT={job.out or ''}"
+    variables += f" VM_SYSTEMD={'1' if job.systemd else ''}"
     argv = [program("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-machine", "pc,usb=off,vmport=off", "-accel", accelerator, "-cpu", CPU[job.accelerator]]
     argv += ["-smp", str(job.processors), "-m", str(job.memory_mib)]

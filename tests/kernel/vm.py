@@ -25,12 +25,15 @@ from tests.kernel.image import Kernel, VmError, fetch_kernel, locked, make_initr
 from tests.kernel.machine import FAILED, Job, Outcome, run
 
 INSIDE = "RELAYD_VM"
-"""The variable that is 1 inside."""
+"""The variable that is 1 inside, or SYSTEMD."""
+
+SYSTEMD = "systemd"
+"""It is process 1."""
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def _environment(extra: list[str]) -> dict[str, str]:
+def _environment(extra: list[str], *, systemd: bool) -> dict[str, str]:
     """The command's: this interpreter first in PATH, so that `python` is this one."""
     here = Path(sys.executable).parent
     environment = {
@@ -39,7 +42,7 @@ def _environment(extra: list[str]) -> dict[str, str]:
         "TERM": "dumb",
         "PATH": f"{here}:{_SYSTEM_PATH}",
         "PYTHONDONTWRITEBYTECODE": "1",
-        INSIDE: "1",
+        INSIDE: SYSTEMD if systemd else "1",
     }
     if sys.prefix != sys.base_prefix:
         environment["VIRTUAL_ENV"] = sys.prefix
@@ -85,6 +88,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--refresh", action="store_true", help="ask apt for a newer kernel than the one in the cache")
     add("--cache", type=Path, default=Path("~/.cache/relayd/kernelvm"), metavar="DIR", help="%(default)s")
+    add("--systemd", action="store_true", help="systemd as process 1, and the command as a service of its")
     add("--times", action="store_true", help="tell when each stage was reached")
     add("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENT...]")
     arguments = parser.parse_args(argv)
@@ -111,12 +115,13 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     job = Job(
         command=arguments.command,
         directory=Path.cwd(),
-        environment=_environment(arguments.env),
+        environment=_environment(arguments.env, systemd=arguments.systemd),
         out=arguments.out.resolve() if arguments.out is not None else None,
         timeout_s=arguments.timeout,
         memory_mib=arguments.memory,
         processors=arguments.processors,
         accelerator=arguments.accel,
+        systemd=arguments.systemd,
     )
     return run(job, kernel, initrd, cache, sys.stdout.buffer, sys.stderr.buffer)
 

@@ -1,8 +1,9 @@
 #!/bin/busybox sh
 # First process of the virtual machine, in the initrd. Mounts the host's files, read-only, under an overlay
 # in memory, and goes on there with command.sh. From the kernel's command line come, as variables:
-# VM_JOB (directory with the job, a path of the host), VM_MODULES (lib/modules/VERSION, likewise) and
-# VM_OUT (a directory of the host that may be written, or empty).
+# VM_JOB (directory with the job, a path of the host), VM_MODULES (lib/modules/VERSION, likewise),
+# VM_OUT (a directory of the host that may be written, or empty) and VM_SYSTEMD (systemd is to be process 1, and
+# runs command.sh as a service; or empty).
 b=/bin/busybox
 fail() { echo "init: $*" >/dev/console; $b poweroff -f; }
 
@@ -37,4 +38,16 @@ $b cp -a "/host$VM_JOB/." /bin/busybox /new/run/vm/
 $b mount -t tmpfs modules /new/lib/modules
 $b mkdir "/new/lib/modules/$($b uname -r)"
 $b mount -o bind "/host$VM_MODULES" "/new/lib/modules/$($b uname -r)"
-exec $b switch_root /new /run/vm/busybox sh /run/vm/command.sh
+[ -n "$VM_SYSTEMD" ] || exec $b switch_root /new /run/vm/busybox sh /run/vm/command.sh
+
+# A system of nothing but the job, the journal and what the job starts: this host's units are not ours to run.
+units=/new/run/systemd/system
+$b mkdir -p $units
+$b rm -rf /new/etc/systemd/system/* /new/lib/systemd/system-generators/* /new/lib/systemd/system/*.wants
+printf '[Unit]\nDefaultDependencies=no\nWants=systemd-journald.socket systemd-journald.service vm.service\n' \
+    >$units/vm.target
+printf '%s\n' [Unit] DefaultDependencies=no After=systemd-journald.service [Service] \
+    'ExecStart=/run/vm/busybox sh /run/vm/command.sh' StandardInput=null StandardOutput=null StandardError=null \
+    LimitNOFILE=1048576 >$units/vm.service
+exec 3>&-
+exec $b switch_root /new /lib/systemd/systemd --unit=vm.target
