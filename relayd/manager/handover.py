@@ -224,6 +224,11 @@ class Handover:
         self._notifier.store(name_of(slot), sock.fileno())
         return slot
 
+    def update(self, slot: int, facts: bytes) -> None:
+        """Other facts of a connection that stays."""
+        if slot:
+            self.ledger.update(slot, facts)
+
     def forget(self, slot: int) -> None:
         """A connection has ended, or shall not live on."""
         if slot:

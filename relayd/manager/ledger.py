@@ -125,6 +125,15 @@ class Ledger:
         self._view[at + 8 : at + len(facts)] = facts[8:]
         self._view[at : at + 8] = facts[:8]
 
+    def update(self, slot: int, facts: bytes) -> None:
+        """Other facts for a slot. Raises ValueError when they don't fit, or aren't as long as the old ones: a
+        process may be killed at any moment, and may not leave half of each."""
+        entry = self.read(slot)
+        if entry is None or len(facts) != len(entry.facts):
+            raise ValueError(f"slot {slot} has no facts of {len(facts)} bytes")
+        at = self._records + slot * RECORD_BYTES + RECORD.size
+        self._view[at : at + len(facts)] = facts
+
     def read(self, slot: int) -> Entry | None:
         """None: nothing is in that slot, or nothing that makes sense, or there is no such slot."""
         if not 0 < slot < self.slots:

@@ -46,10 +46,15 @@ class Manager:
         """Nobody: as of a process that a person started."""
         return cls(Notifier(None))
 
-    def take(self, *, prefix: str = "") -> list[Passed]:
-        """The passed descriptors whose name begins with `prefix`; they are the caller's from now on."""
-        taken = [one for one in self._passed if one.name.startswith(prefix)]
-        self._passed = [one for one in self._passed if not one.name.startswith(prefix)]
+    def take(self, *, prefix: str = "", without: str | None = None) -> list[Passed]:
+        """The passed descriptors whose name begins with `prefix` and not with `without`; they are the
+        caller's from now on."""
+        taken = [
+            one
+            for one in self._passed
+            if one.name.startswith(prefix) and not (without and one.name.startswith(without))
+        ]
+        self._passed = [one for one in self._passed if one not in taken]
         return taken
 
     def close(self) -> None:

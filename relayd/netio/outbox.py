@@ -159,6 +159,22 @@ class Outbox:
         self.queued_bytes = len(self._rest)
         return runs
 
+    @property
+    def in_mid_frame(self) -> bool:
+        """Whether a frame is half on the wire."""
+        return bool(self._rest)
+
+    def snapshot(self) -> tuple[bytes, list[tuple[float, bytes]]]:
+        """What waits, for `restore`: the rest of a frame that is half on the wire; runs and their times."""
+        return self._rest, [(run.since, run.data[run.head :]) for run in self._runs]
+
+    def restore(self, rest: bytes, runs: Sequence[tuple[float, bytes]]) -> None:
+        """Hold what another outbox held, in its order. To be called with nothing queued."""
+        self._rest = rest
+        self.queued_bytes = len(rest)
+        for since, data in runs:
+            self.put(data, since)
+
     def clear(self) -> int:
         """Forget everything; return how many whole frames that lost."""
         lost = self.queued_frames

@@ -73,9 +73,12 @@ class Claims:
 
     def proved(self, connection: Connection) -> None:
         """A connection that is served already has proved its key."""
-        connection.proved = True
-        connection.handshake = None
+        self._plane.proved(connection)
         self._proved.add(connection.key)
+
+    def proved_before(self, key: PublicKey) -> None:
+        """A key was proved to the process before this one."""
+        self._proved.add(key)
 
     def give_way(self, holder: Connection, by: Endpoint) -> None:
         """An unproved holder stayed silent when it was asked."""
@@ -97,7 +100,7 @@ class Claims:
         if flapping:
             plane.send_frame(holder, encode_health(TWO_AGENTS))
         plane.send_frame(holder, encode_error(REPLACED))
-        holder.leaving = True
+        plane.leave(holder)
         plane.flush_now()
         self._nursery.start_soon(self._see_off, holder, name=f"see off {holder.endpoint}")
 

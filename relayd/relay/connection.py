@@ -9,6 +9,8 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from relayd.endpoints import Endpoint
 from relayd.errors import RemoteProtocolError
 from relayd.keys import PublicKey
@@ -25,11 +27,24 @@ ARENA_BYTES = 512 << 10
 """Room for all reads between two flushes. More would fall out of a core's second-level cache."""
 
 
+FORMAT = b"relay 1"
+"""Of Facts here and of State in `handover`. Another number whenever one of them is read differently: the next
+process then closes what it can't read instead of guessing."""
+
+
+class Facts(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of a connection from its admission on, and outlives a killed process."""
+
+    key: bytes
+    proved: bool
+    since: float
+    """Monotonic seconds, which go on from process to process until the host reboots."""
+
+
 class Connection(Port):
     """One registered TCP connection. The data plane owns its socket from `DataPlane.adopt` on."""
 
     __slots__ = (
-        "_partial",
         "_plane",
         "_raw_key",
         "bytes_in",
@@ -39,9 +54,11 @@ class Connection(Port):
         "heard_at",
         "leaving",
         "outbox",
+        "partial",
         "probe_token",
         "proved",
         "since",
+        "slot",
         "sock",
     )
 
@@ -62,7 +79,8 @@ class Connection(Port):
         self.sock = sock
         self.endpoint = endpoint
         """The other end, as accept() gave it."""
-        self._partial = b""
+        self.partial = b""
+        """What has been read of a frame that isn't whole yet."""
         self.outbox: Outbox | None = None
         """Made when the socket first refuses something: most connections never need one."""
         self.since = self.heard_at = now
@@ -72,6 +90,8 @@ class Connection(Port):
         self.handshake = handshake
         self.leaving = False
         """Displaced: it has lost its key and is told nothing more, but what it sends is still forwarded."""
+        self.slot = 0
+        """Where it stands in the handover's ledger; 0: it doesn't, and ends with this process."""
         self.probe_token = b""
         """The token of the RelayProbe that it was sent last."""
 
@@ -87,7 +107,7 @@ class Connection(Port):
                 plane.drain(self)
             if not mask & ~select.EPOLLOUT or self not in plane.connections:
                 return
-        partial = self._partial
+        partial = self.partial
         start = plane.fill
         if start + plane.room_bytes > ARENA_BYTES:
             plane.flush()
@@ -128,12 +148,19 @@ class Connection(Port):
             plane.close(self, f"protocol error: {error}", say=f"protocol error: {error}")
             return
         if rest != stop:
-            self._partial = bytes(view[rest:stop])
+            self.partial = bytes(view[rest:stop])
+            plane.handover.ledger.received[self.slot] = 1
         elif partial:
-            self._partial = b""
+            self.partial = b""
+            plane.handover.ledger.received[self.slot] = 0
         if runs:
             plane.fill = stop
             plane.switch.forward(self, view, runs, self.on_control)
+
+    @property
+    def facts(self) -> bytes:
+        """Its Facts, for the handover's ledger; always of one length."""
+        return msgspec.msgpack.encode(Facts(key=self._raw_key, proved=self.proved, since=self.since))
 
     def on_control(self, kind: int, frame: memoryview) -> None:
         """A frame without a key: the relay's own business."""

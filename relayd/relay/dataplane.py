@@ -19,6 +19,7 @@ from operator import attrgetter
 
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
+from relayd.manager.handover import Handover
 from relayd.netio.delays import Delays
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
@@ -54,7 +55,15 @@ class Bounds:
 class DataPlane:
     """All registered connections, their switch and their arena. Owned by the task that runs the poller."""
 
-    def __init__(self, poller: Poller, bounds: Bounds, *, on_control: OnControl, on_closed: OnClosed) -> None:
+    def __init__(
+        self,
+        poller: Poller,
+        bounds: Bounds,
+        handover: Handover,
+        *,
+        on_control: OnControl,
+        on_closed: OnClosed,
+    ) -> None:
         """`on_control(connection, kind, body)` gets frames without a key.
 
         `on_closed(connection, reason, say)` is called once for each connection, after it was taken out; its
@@ -64,6 +73,9 @@ class DataPlane:
         if bounds.round_bytes + LARGEST_PARTIAL > ARENA_BYTES:
             raise ValueError(f"round_bytes above {ARENA_BYTES - LARGEST_PARTIAL}: {bounds.round_bytes}")
         self.poller = poller
+        self.handover = handover
+        """Where connections are kept that outlive this process."""
+        self._sent = handover.ledger.sent
         self._bounds = bounds
         self.round_bytes = bounds.round_bytes
         self.room_bytes = bounds.round_bytes + LARGEST_PARTIAL
@@ -93,10 +105,42 @@ class DataPlane:
         is broken already; nothing has changed then."""
         set_options(sock, user_timeout_ms=USER_TIMEOUT_MS)
         connection = Connection(self, sock, key, endpoint, time.monotonic(), handshake=handshake)
-        self.poller.add(sock.fileno(), connection.on_event)
+        connection.slot = self.handover.admit(sock, connection.facts)
+        self._begin(connection)
+        return connection
+
+    def resume(
+        self,
+        sock: socket.socket,
+        key: PublicKey,
+        endpoint: Endpoint,
+        *,
+        slot: int,
+        proved: bool,
+        since: float,
+    ) -> Connection:
+        """Serve a connection on that an earlier process had; `slot` is its place in the ledger."""
+        connection = Connection(self, sock, key, endpoint, time.monotonic(), handshake=None)
+        connection.proved, connection.since, connection.slot = proved, since, slot
+        self._begin(connection)
+        return connection
+
+    def _begin(self, connection: Connection) -> None:
+        self.poller.add(connection.sock.fileno(), connection.on_event)
         self.connections.add(connection)
         self.switch.replace(connection)
-        return connection
+
+    def proved(self, connection: Connection) -> None:
+        """A connection that is served already has proved its key."""
+        connection.proved = True
+        connection.handshake = None
+        self.handover.update(connection.slot, connection.facts)
+
+    def leave(self, connection: Connection) -> None:
+        """It has lost its key to another connection, and is read to its end, which is not long."""
+        connection.leaving = True
+        self.handover.forget(connection.slot)
+        connection.slot = 0
 
     def flush_now(self) -> None:
         """`flush` from outside a batch of the poller, whose clock stands still there."""
@@ -132,17 +176,30 @@ class DataPlane:
             except OSError as error:
                 self.close(connection, f"write: {error.strerror}")
                 continue
-            connection.bytes_out += sent
-            if sent < total:
+            connection.bytes_out = written = connection.bytes_out + sent
+            if sent == total:
+                self._sent[connection.slot] = written
+            else:
                 self._keep(connection, pending, sent, now)
 
     def _keep(self, connection: Connection, pending: list[memoryview], sent: int, now: float) -> None:
+        outbox = self.outbox_of(connection)
+        outbox.keep(pending, sent, now)
+        if not outbox.in_mid_frame:
+            self._sent[connection.slot] = connection.bytes_out
+        self.wait_writable(connection)
+
+    def outbox_of(self, connection: Connection) -> Outbox:
+        """Its outbox, made if it has none."""
         if connection.outbox is None:
             bounds = self._bounds
             connection.outbox = Outbox(
                 max_bytes=bounds.queue_bytes, max_age_s=bounds.queue_age_s, delays=self.delays
             )
-        connection.outbox.keep(pending, sent, now)
+        return connection.outbox
+
+    def wait_writable(self, connection: Connection) -> None:
+        """Its outbox holds something now."""
         self.poller.modify(connection.sock.fileno(), WRITABLE)
         self.backlogged.add(connection)
 
@@ -162,6 +219,8 @@ class DataPlane:
                 return
             connection.bytes_out += sent
             outbox.sent(sent)
+            if not outbox.in_mid_frame:
+                self._sent[connection.slot] = connection.bytes_out
         if not outbox:
             self.poller.modify(connection.sock.fileno(), READABLE)
             self.backlogged.discard(connection)
@@ -199,6 +258,8 @@ class DataPlane:
         self.switch.leave(connection)
         self.poller.remove(connection.sock.fileno())
         self.backlogged.discard(connection)
+        self.handover.forget(connection.slot)
+        connection.slot = 0
         self.totals.update(counts(connection))
         connection.pending = []
         self._on_closed(connection, reason, say)

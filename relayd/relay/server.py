@@ -15,6 +15,7 @@ import relayd
 from relayd.config import RelayConfig
 from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError
+from relayd.manager.handover import PREFIX
 from relayd.manager.manager import Manager
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
@@ -30,6 +31,7 @@ from relayd.relay.credentials import Credentials, join_string, load_credentials
 from relayd.relay.dataplane import Bounds, DataPlane, counts
 from relayd.relay.doorway import Doorway
 from relayd.relay.guard import Greeter, Guard
+from relayd.relay.handover import open_handover, resume, save
 from relayd.relay.listeners import name_of, open_listeners, pair_udp
 from relayd.relay.stun_server import Pair, StunServer
 from relayd.relay.udp import NatProber
@@ -57,8 +59,11 @@ class Relay:
         listen: list[str],
         *,
         http: str | None,
+        manager: Manager,
     ) -> None:
-        """`listen` names what it is reached by, for the status, and `http` where HTTP is served, if it is."""
+        """`listen` names what it is reached by, for the status, and `http` where HTTP is served, if it is.
+
+        Connections that `manager` has kept of an earlier process are served from the start."""
         self._config, self._listen = config, listen
         self._started_at = time.monotonic()
         self.poller = Poller()
@@ -67,7 +72,13 @@ class Relay:
             queue_bytes=config.queue_bytes,
             queue_age_s=config.queue_age_ms / 1000,
         )
-        self.plane = DataPlane(self.poller, bounds, on_control=self._on_control, on_closed=self._on_closed)
+        self.plane = DataPlane(
+            self.poller,
+            bounds,
+            open_handover(manager),
+            on_control=self._on_control,
+            on_closed=self._on_closed,
+        )
         self.stun = StunServer(self.poller, udp)
         self.guard = Guard(credentials.gate)
         self.guard.on_change.append(self._turn_out)
@@ -91,6 +102,12 @@ class Relay:
         self.loop_lag = LoopLag()
         self._http = http
         self._control = Control(self.plane, self.claims, self.prober)
+        self._resumed = resume(
+            self.plane,
+            proved=self.claims.proved_before,
+            still_admits=self.guard.gate.still_admits,
+            proof_required=config.auth == "required",
+        )
 
     def _on_closed(self, connection: Connection, reason: str, say: str) -> None:
         self.claims.on_closed(connection)
@@ -138,6 +155,8 @@ class Relay:
             "queue_delay": self.plane.delays.status(),
             "unregistered": self.doorway.unregistered,
             "accepted": self.doorway.accepted,
+            "resumed": self._resumed,
+            "not_resumed": dict(self.plane.handover.closed),
             "refused": dict(self.doorway.refused),
             "frames_in": total["frames_in"],
             "frames_out": total["frames_out"],
@@ -160,13 +179,26 @@ class Relay:
         now = time.monotonic()
         return (_peer_status(one, now) for one in connections)
 
-    def close(self) -> None:
-        """Close every connection. Agents see an end of stream, and dial again."""
+    def close(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Close every connection. After an end in order (cancelled, that is) the manager goes on holding
+        those that it has; of the others agents see an end of stream, and dial again."""
+        if error is not None and _is_cancellation(error):
+            handed_over = save(self.plane)
+            if handed_over:
+                log.get().info("relay.handed_over", connections=handed_over)
         for connection in list(self.plane.connections):
             self.plane.connections.discard(connection)
             connection.sock.close()
         self.stun.close()
+        self.plane.handover.close()
         self.poller.close()
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether nothing else ended it. After a bug nobody knows what state the connections are in."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _peer_status(connection: Connection, now: float) -> dict[str, object]:
@@ -199,16 +231,22 @@ async def serve(
     credentials = load_credentials(config)
     manager = manager if manager is not None else Manager.none()
     with contextlib.ExitStack() as stack:
-        listeners, udp = open_listeners(config, manager.take(), stack)
+        listeners, udp = open_listeners(config, manager.take(without=PREFIX), stack)
         listen = [name_of(one) for one in listeners]
         http = open_http(config.http, stack)
         # The nursery in which connections are greeted and seen off. It ends with the services' one.
         async with trio.open_nursery() as nursery:
             pairs = pair_udp(udp, config.stun_port, stack)
             relay = Relay(
-                config, credentials, nursery, pairs, listen, http=http.address if http is not None else None
+                config,
+                credentials,
+                nursery,
+                pairs,
+                listen,
+                http=http.address if http is not None else None,
+                manager=manager,
             )
-            stack.callback(relay.close)
+            stack.push(relay.close)
             trio.lowlevel.add_instrument(relay.loop_lag)
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
             for listener in listeners:

@@ -58,7 +58,7 @@ class Job:
     processors: int = 2
     accelerator: str = "tcg"
     systemd: bool = False
-    """Whether systemd is process 1, and runs the command as a service; else nothing is there but the command."""
+    """Whether systemd is process 1, and runs the command as a service; else there is only the command."""
 
 
 @dataclass

@@ -1,0 +1,114 @@
+"""Restarts of the relay that no agent notices: a real process, and a manager that keeps its sockets."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relayd.secret_file import RELAY_TOKEN
+from tests.helpers.fake_manager import FakeManager
+from tests.helpers.frame_traffic import Traffic
+
+RELAYD = [sys.executable, "-m", "relayd"]
+
+
+class ManagedRelay:
+    """The service, and where it is."""
+
+    def __init__(self, directory: Path, *more: str) -> None:
+        self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
+        self.address: tuple[str, int] = self.tcp.getsockname()
+        self.udp.bind(self.address)
+        self.control = str(directory / "relay.sock")
+        self._state = directory / "state"
+        argv = [
+            *RELAYD, "serve", "--control", self.control, "--http", "off",
+            "--state", str(self._state), *more,
+        ]  # fmt: skip
+        self.manager = FakeManager(argv, directory, listeners={"tcp": self.tcp, "udp": self.udp})
+
+    @property
+    def token(self) -> str:
+        return (self._state / RELAY_TOKEN).read_text().strip()
+
+    def keeps(self, connections: int) -> None:
+        """Wait until the manager has so many of them."""
+        store = self.manager.store
+        store.wait(lambda: len(store.kept) == connections + 1, f"{connections} kept")  # and the ledger
+
+    def close(self) -> None:
+        self.tcp.close()
+        self.udp.close()
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[ManagedRelay]:
+    relay = ManagedRelay(tmp_path)
+    with relay.manager:
+        relay.manager.start()
+        yield relay
+    relay.close()
+
+
+def test_g10_a_restart_loses_no_connection_and_no_frame(relay: ManagedRelay) -> None:
+    with Traffic(relay.address, relay.token, count=50, every_s=0.02) as traffic:
+        relay.keeps(50)
+        for _ in range(3):
+            time.sleep(0.3)
+            assert relay.manager.restart(signal.SIGTERM) == 0
+            traffic.check()
+        time.sleep(0.3)
+        seen = traffic.stop()
+    print(seen)
+    assert (seen.lost, seen.garbled, seen.closed) == (0, 0, 0), relay.manager.output()
+    assert seen.received == seen.sent > 1000
+
+
+def test_g10_a_restart_in_the_middle_of_frames_goes_on_where_it_was(relay: ManagedRelay) -> None:
+    with Traffic(
+        relay.address, relay.token, count=50, every_s=0.02, torn=True, payload_bytes=1400
+    ) as traffic:
+        relay.keeps(50)
+        for _ in range(3):
+            time.sleep(0.3)
+            assert relay.manager.restart(signal.SIGTERM) == 0
+        time.sleep(0.3)
+        seen = traffic.stop()
+    assert (seen.lost, seen.garbled, seen.closed) == (0, 0, 0), relay.manager.output()
+    assert seen.received == seen.sent > 500
+
+
+def test_g10_a_kill_loses_only_connections_in_mid_frame_and_none_gets_out_of_step(
+    relay: ManagedRelay,
+) -> None:
+    with Traffic(relay.address, relay.token, count=50, every_s=0.02) as traffic:
+        relay.keeps(50)
+        for _ in range(3):
+            time.sleep(0.3)
+            assert relay.manager.restart(signal.SIGKILL) == -signal.SIGKILL
+        time.sleep(0.3)
+        seen = traffic.stop()
+    print(seen)
+    assert seen.garbled == 0
+    # Whole frames in one write each: none is ever half read. A write may be cut short by the kill itself.
+    assert seen.closed <= 5, relay.manager.output()
+    assert seen.received > 1000
+
+
+def test_g10_a_kill_in_the_middle_of_frames_closes_those_and_they_are_back(relay: ManagedRelay) -> None:
+    with Traffic(relay.address, relay.token, count=50, every_s=0.2, torn=True) as traffic:
+        relay.keeps(50)
+        time.sleep(1)
+        assert relay.manager.restart(signal.SIGKILL) == -signal.SIGKILL
+        time.sleep(1)
+        seen = traffic.stop()
+    print(seen)
+    assert seen.garbled == 0
+    assert 5 <= seen.closed < 50, relay.manager.output()
+    assert "mid_frame" in relay.manager.output()
