@@ -13,6 +13,7 @@ import trio
 from relayd.manager.manager import Manager
 from relayd.manager.notifier import Notifier
 from relayd.observe import log
+from relayd.signals import Signals
 
 Config = TypeVar("Config", contravariant=True)
 
@@ -27,9 +28,10 @@ class Job(Protocol[Config]):
     """What a process does."""
 
     def __call__(
-        self, config: Config, manager: Manager, /, *, task_status: trio.TaskStatus[None]
+        self, config: Config, manager: Manager, signals: Signals, /, *, task_status: trio.TaskStatus[None]
     ) -> Awaitable[None]:
-        """Run until cancelled; call `task_status.started()` once, when useful."""
+        """Run until cancelled; call `task_status.started()` once, when useful. `signals` is what to do about
+        SIGHUP, and what to do between SIGTERM and being cancelled."""
 
 
 class _TellsReady:
@@ -47,7 +49,8 @@ def run_until_signal(name: str, job: Job[Config], config: Config) -> int:
 
     A service manager that started this process hears when it is useful and when it stops.
 
-    A second signal while it stops, or STOP_WITHIN_S, ends the process at once. `name` is the noun of its
+    SIGTERM lets the job drain first, if it wants to, and SIGHUP lets it read its files again. A second signal
+    ends the draining; one more, or STOP_WITHIN_S without, ends the process at once. `name` is the noun of its
     events: `relay.stopped`. Raises ConfigError when the manager's variables make no sense.
     """
     manager = Manager.from_environment(os.environ)
@@ -61,26 +64,49 @@ async def _until_signal(name: str, job: Job[Config], config: Config, manager: Ma
     logger = log.get()
     notifier = manager.notifier
     status = 0
-    with trio.open_signal_receiver(*STATUS_OF) as signals:
+    signals = Signals()
+    with trio.open_signal_receiver(*STATUS_OF) as received:
         async with trio.open_nursery() as nursery:
             running = trio.CancelScope()
 
-            async def watch() -> None:
-                nonlocal status
-                async for number in signals:
-                    if running.cancel_called:
-                        logger.warning(f"{name}.aborted", signal=signal.Signals(number).name)
-                        os._exit(128 + number)
-                    status = STATUS_OF[signal.Signals(number)]
-                    logger.info(f"{name}.stop_requested", signal=signal.Signals(number).name)
-                    notifier.stopping()
+            def stop() -> None:
+                if not running.cancel_called:
                     running.cancel()
                     nursery.start_soon(_limit_stop, name)
+
+            async def drain() -> None:
+                signals.draining.set()
+                with trio.move_on_after(signals.drain_s):
+                    await signals.drained.wait()
+                stop()
+
+            async def watch() -> None:
+                nonlocal status
+                async for number in received:
+                    what = signal.Signals(number)
+                    if running.cancel_called:
+                        logger.warning(f"{name}.aborted", signal=what.name)
+                        os._exit(128 + number)
+                    if what is signal.SIGHUP and signals.on_reload:
+                        logger.info(f"{name}.reload_requested", signal=what.name)
+                        for reload in signals.on_reload:
+                            reload()
+                        continue
+                    logger.info(f"{name}.stop_requested", signal=what.name)
+                    if signals.draining.is_set():
+                        stop()
+                        continue
+                    status = STATUS_OF[what]
+                    notifier.stopping()
+                    if what is signal.SIGTERM and signals.drain_s:
+                        nursery.start_soon(drain)
+                    else:
+                        stop()
 
             nursery.start_soon(watch)
             nursery.start_soon(notifier.run)
             with running:
-                await job(config, manager, task_status=_TellsReady(notifier))
+                await job(config, manager, signals, task_status=_TellsReady(notifier))
             nursery.cancel_scope.cancel()
     logger.info(f"{name}.stopped")
     return status

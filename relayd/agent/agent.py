@@ -55,18 +55,20 @@ from relayd.observe.http_server import HttpServer, open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.services import Service, supervise
+from relayd.signals import Signals
 from relayd.wire.runs import Run
 
 
 async def run_agent(
     config: AgentConfig,
     manager: Manager | None = None,
+    signals: Signals | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an agent until cancelled; `task_status.started()` when every peer has been looked at and set.
 
-    `manager` is the service manager that started this process, if one did.
+    `manager` is the service manager that started this process, if one did; `signals` what a signal asks for.
 
     The relay may be away by then, and at any time: the agent waits for it. Raises HostError when the
     interface, a capability or the proxy's port is missing, when an agent runs for this interface already, or

@@ -210,6 +210,19 @@ RELAY = Role(
         _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
         _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
         _queues(
+            "memory_bytes",
+            kinds.number(1 << 20, 1 << 40, "bytes", metavar="BYTES"),
+            "what all queues together may take up, at most half of the memory that there is",
+        ),
+        _queues(
+            "stalled_s", kinds.duration(1, 3600), "close a connection that has taken no byte for this long"
+        ),
+        _door(
+            "drain_s",
+            kinds.duration(0, 3600),
+            "how long to go on for agents that have been asked to connect elsewhere, after SIGTERM",
+        ),
+        _queues(
             "round_bytes",
             kinds.number(4096, 16 << 20, "bytes", metavar="BYTES"),
             "at most this much is read from one connection before the others have their turn",

@@ -87,6 +87,18 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     stun_port: int | None = 0
     """The second UDP port, from which NATs are told apart (RFC 5780); 0: the one after that of `listen`."""
 
+    memory_bytes: int = 256 << 20
+    """All queues together, and what their bookkeeping takes: 256 full ones. Past it the largest shrinks
+    first. On a host or in a control group with less memory it is half of that."""
+
+    stalled_s: float = 30.0
+    """A connection that takes no byte of what waits for it for so long is closed: its host may be overloaded
+    or suspended, and a frame of its own would cost it more than it costs us to wait."""
+
+    drain_s: float = 5.0
+    """After SIGTERM, agents are asked to connect elsewhere, and their frames are carried for this much
+    longer: time for two dials and a backoff, and less than a service manager waits."""
+
     round_bytes: int = 256 << 10
     """At most this much is read from one connection before the others have their turn."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import time
 
 import trio
 
@@ -92,6 +93,7 @@ class Claims:
         self._say_displaced(holder, newcomer.endpoint, two_agents=flapping)
         if flapping:
             plane.send_frame(newcomer, encode_health(TWO_AGENTS))
+            newcomer.told_ill_at = time.monotonic()
         if not holder.proved:
             # Whoever it was: what it has sent and nobody has read is not from this key's holder.
             plane.close(holder, REPLACED, say=REPLACED)

@@ -15,8 +15,10 @@ from relayd.endpoints import Endpoint
 from relayd.errors import RemoteProtocolError
 from relayd.keys import PublicKey
 from relayd.netio.outbox import Outbox
+from relayd.relay.notices import GoneNotices
 from relayd.relay.switch import Port
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
+from relayd.wire.identity_frames import Gone
 from relayd.wire.relay_handshake import RelayHandshake
 from relayd.wire.runs import KEYED, Run, scan
 
@@ -47,9 +49,11 @@ class Connection(Port):
     __slots__ = (
         "_plane",
         "_raw_key",
+        "asked_at",
         "bytes_in",
         "bytes_out",
         "endpoint",
+        "gone",
         "handshake",
         "heard_at",
         "leaving",
@@ -60,6 +64,8 @@ class Connection(Port):
         "since",
         "slot",
         "sock",
+        "taken_at",
+        "told_ill_at",
     )
 
     def __init__(
@@ -92,8 +98,22 @@ class Connection(Port):
         """Displaced: it has lost its key and is told nothing more, but what it sends is still forwarded."""
         self.slot = 0
         """Where it stands in the handover's ledger; 0: it doesn't, and ends with this process."""
+        self.gone: GoneNotices | None = None
+        """What it was told of destinations that don't get its frames; most connections never are."""
+        self.told_ill_at = 0.0
+        """When it was told by Health that something is wrong; 0: it hasn't been, or is healthy again."""
+        self.asked_at = 0.0
+        """When it was sent a Ping that it hasn't answered, if ever."""
+        self.taken_at = now
+        """While something waits for it: when its socket last took a byte."""
         self.probe_token = b""
         """The token of the RelayProbe that it was sent last."""
+
+    def absent(self, key: bytes, count: int) -> None:
+        """See Port. Its agent is told, if it can be: it may have another way."""
+        self.dropped_absent += count
+        if self.proved:
+            self._plane.tell_gone(self, key, Gone.ABSENT)
 
     def on_event(self, mask: int) -> None:
         """The poller's handler: read once, switch the whole frames, keep the rest of the last one.

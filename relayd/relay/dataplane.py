@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -25,15 +26,20 @@ from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import IOV_MAX, set_options
 from relayd.relay.connection import ARENA_BYTES, Connection
+from relayd.relay.notices import GoneNotices
 from relayd.relay.switch import Switch
 from relayd.wire.frames import LENGTH_BYTES, MAX_LENGTH
+from relayd.wire.identity_frames import Gone, PeerGone
 from relayd.wire.relay_handshake import RelayHandshake
 
 LARGEST_PARTIAL = MAX_LENGTH + LENGTH_BYTES - 1
 """The most of a frame that can be waiting for its last byte."""
 
-USER_TIMEOUT_MS = 15_000
-"""Bytes that stay unacknowledged for this long mean that the other side is gone (tcp(7))."""
+BARE_TIMEOUT_MS = 15_000
+"""Bytes that stay unacknowledged for this long mean that the other side is gone (tcp(7)), when it can't be
+asked: the kernel counts the time of a reader that is there and takes nothing, too."""
+
+SHRINK_PARTS = 8
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLIN | select.EPOLLOUT
@@ -50,6 +56,10 @@ class Bounds:
     """Most that is read from one connection before the others have their turn."""
     queue_bytes: int
     queue_age_s: float
+    memory_bytes: int
+    """Most that all outboxes together hold."""
+    stalled_s: float
+    """A connection that takes no byte of what waits for it for so long is closed."""
 
 
 class DataPlane:
@@ -86,6 +96,10 @@ class DataPlane:
         self.connections: set[Connection] = set()
         self.backlogged: set[Connection] = set()
         """Those whose outbox holds something."""
+        self.memory_bytes = 0
+        """What all outboxes take up."""
+        self.queued_bytes = 0
+        """What waits in them."""
         self.totals: Counter[str] = Counter()
         """What connections that are gone have counted."""
         self.delays = Delays()
@@ -103,7 +117,7 @@ class DataPlane:
 
         Who held the key is out of the switch, and still served. `sock` doesn't block. Raises OSError when it
         is broken already; nothing has changed then."""
-        set_options(sock, user_timeout_ms=USER_TIMEOUT_MS)
+        set_options(sock, user_timeout_ms=self._user_timeout_ms(proved=handshake is None))
         connection = Connection(self, sock, key, endpoint, time.monotonic(), handshake=handshake)
         connection.slot = self.handover.admit(sock, connection.facts)
         self._begin(connection)
@@ -135,12 +149,18 @@ class DataPlane:
         connection.proved = True
         connection.handshake = None
         self.handover.update(connection.slot, connection.facts)
+        with suppress(OSError):  # it is broken, as the next read finds
+            set_options(connection.sock, user_timeout_ms=self._user_timeout_ms(proved=True))
 
     def leave(self, connection: Connection) -> None:
         """It has lost its key to another connection, and is read to its end, which is not long."""
         connection.leaving = True
         self.handover.forget(connection.slot)
         connection.slot = 0
+
+    def _user_timeout_ms(self, *, proved: bool) -> int:
+        """Who has proved its key answers Pings, which find out sooner than this whether it is there."""
+        return round(self._bounds.stalled_s * 1000) if proved else BARE_TIMEOUT_MS
 
     def flush_now(self) -> None:
         """`flush` from outside a batch of the poller, whose clock stands still there."""
@@ -161,8 +181,7 @@ class DataPlane:
                 continue
             connection.pending = []
             if connection.outbox:
-                for run in pending:
-                    connection.outbox.put(run, now)
+                self._queue(connection, connection.outbox, pending, now)
                 continue
             try:
                 if len(pending) == 1:
@@ -184,9 +203,13 @@ class DataPlane:
 
     def _keep(self, connection: Connection, pending: list[memoryview], sent: int, now: float) -> None:
         outbox = self.outbox_of(connection)
+        queued, memory = outbox.queued_bytes, outbox.memory_bytes
         outbox.keep(pending, sent, now)
         if not outbox.in_mid_frame:
             self._sent[connection.slot] = connection.bytes_out
+        self._settle(connection, outbox, queued, memory)
+        if sent:
+            connection.taken_at = now
         self.wait_writable(connection)
 
     def outbox_of(self, connection: Connection) -> Outbox:
@@ -194,43 +217,117 @@ class DataPlane:
         if connection.outbox is None:
             bounds = self._bounds
             connection.outbox = Outbox(
-                max_bytes=bounds.queue_bytes, max_age_s=bounds.queue_age_s, delays=self.delays
+                max_bytes=bounds.queue_bytes, max_age_s=bounds.queue_age_s, delays=self.delays, fair=True
             )
         return connection.outbox
 
     def wait_writable(self, connection: Connection) -> None:
         """Its outbox holds something now."""
-        self.poller.modify(connection.sock.fileno(), WRITABLE)
-        self.backlogged.add(connection)
+        if connection not in self.backlogged:
+            connection.taken_at = self.poller.now
+            self.poller.modify(connection.sock.fileno(), WRITABLE)
+            self.backlogged.add(connection)
+
+    def restore(self, connection: Connection, rest: bytes, runs: list[tuple[float, bytes]]) -> None:
+        """Let wait for it what waited for it in an earlier process: see Outbox.restore."""
+        outbox = self.outbox_of(connection)
+        queued, memory = outbox.queued_bytes, outbox.memory_bytes
+        outbox.restore(rest, runs)
+        self._settle(connection, outbox, queued, memory)
+        self.wait_writable(connection)
+
+    def _queue(self, connection: Connection, outbox: Outbox, runs: list[memoryview], now: float) -> None:
+        queued, memory = outbox.queued_bytes, outbox.memory_bytes
+        for run in runs:
+            outbox.put(run, now)
+        self._settle(connection, outbox, queued, memory)
+
+    def _settle(self, connection: Connection, outbox: Outbox, queued: int, memory: int) -> None:
+        """Something happened to an outbox that held so much: keep the sums, keep the ceiling, and tell whose
+        frames it cost."""
+        self.queued_bytes += outbox.queued_bytes - queued
+        self.memory_bytes += outbox.memory_bytes - memory
+        if outbox.losers:
+            self._tell_losers(connection, outbox)
+        if self.memory_bytes > self._bounds.memory_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """All outboxes together hold too much: the largest shrinks first."""
+        while self.memory_bytes > self._bounds.memory_bytes:
+            largest = max(self.backlogged, key=_queued_bytes, default=None)
+            if largest is None or largest.outbox is None:
+                return
+            outbox = largest.outbox
+            queued, memory = outbox.queued_bytes, outbox.memory_bytes
+            # In steps that are worth the look for the largest, however little is too much.
+            outbox.shed(max(self.memory_bytes - self._bounds.memory_bytes, queued // SHRINK_PARTS))
+            if outbox.queued_bytes == queued:
+                return  # nothing but rests of frames that are half on the wire
+            self.queued_bytes += outbox.queued_bytes - queued
+            self.memory_bytes += outbox.memory_bytes - memory
+            self._tell_losers(largest, outbox)
+
+    def _tell_losers(self, connection: Connection, outbox: Outbox) -> None:
+        losers, outbox.losers = outbox.losers, set()
+        for key in losers:
+            sender = self.switch.find(key)
+            if sender is not None:
+                self.tell_gone(sender, connection.key.raw, Gone.STALLED)
+
+    def tell_gone(self, sender: Connection, key: bytes, reason: Gone) -> None:
+        """Tell it, at most once a second, that frames for `key` are being lost."""
+        if not sender.proved:
+            return
+        if sender.gone is None:
+            sender.gone = GoneNotices()
+        if sender.gone.due(key, self.poller.now):
+            self.send_frame(sender, PeerGone(PublicKey(key), reason).encode())
 
     def drain(self, connection: Connection) -> None:
         """The socket takes bytes again: send what waits in its outbox."""
         outbox = connection.outbox
         if outbox is None:
             return
+        queued, memory = outbox.queued_bytes, outbox.memory_bytes
         pieces = outbox.chunks(self.poller.now)
+        broken = ""
         if pieces:
             try:
                 sent = connection.sock.sendmsg(pieces)
             except BlockingIOError:
-                return
+                sent = 0
             except OSError as error:
-                self.close(connection, f"write: {error.strerror}")
-                return
+                sent, broken = 0, f"write: {error.strerror}"
             connection.bytes_out += sent
             outbox.sent(sent)
+            if sent:
+                connection.taken_at = self.poller.now
             if not outbox.in_mid_frame:
                 self._sent[connection.slot] = connection.bytes_out
+        self._settle(connection, outbox, queued, memory)
+        if broken:
+            self.close(connection, broken)
+            return
         if not outbox:
             self.poller.modify(connection.sock.fileno(), READABLE)
             self.backlogged.discard(connection)
 
     def expire(self) -> None:
-        """Drop what has waited too long for readers that don't read. To be called now and then."""
-        now = time.monotonic()
-        for connection in self.backlogged:
-            assert connection.outbox is not None
-            connection.outbox.expire(now)
+        """Drop what has waited too long for readers that don't read, and close those that have stopped
+        reading for too long. To be called now and then."""
+        self.poller.refresh()
+        now = self.poller.now
+        for connection in list(self.backlogged):
+            if now - connection.taken_at > self._bounds.stalled_s:
+                reason = f"has read nothing for {self._bounds.stalled_s:g} s"
+                self.close(connection, reason, say=reason)
+                continue
+            outbox = connection.outbox
+            assert outbox is not None
+            queued, memory = outbox.queued_bytes, outbox.memory_bytes
+            outbox.expire(now)
+            self._settle(connection, outbox, queued, memory)
 
     def send_frame(self, connection: Connection, frame: bytes) -> None:
         """A frame of the relay's own, in its place behind what already waits."""
@@ -247,7 +344,10 @@ class DataPlane:
     def hand_over(self, old: Connection, new: Connection) -> None:
         """What waits for `old` and hasn't begun to leave goes to `new`, which has its key now."""
         if old.outbox:
-            for run in old.outbox.take():
+            queued, memory = old.outbox.queued_bytes, old.outbox.memory_bytes
+            runs = old.outbox.take()
+            self._settle(old, old.outbox, queued, memory)
+            for run in runs:
                 self._gather(new, run)
 
     def close(self, connection: Connection, reason: str, *, say: str = "") -> None:
@@ -260,6 +360,10 @@ class DataPlane:
         self.backlogged.discard(connection)
         self.handover.forget(connection.slot)
         connection.slot = 0
+        if connection.outbox:
+            self.queued_bytes -= connection.outbox.queued_bytes
+            self.memory_bytes -= connection.outbox.memory_bytes
+            connection.outbox.clear()
         self.totals.update(counts(connection))
         connection.pending = []
         self._on_closed(connection, reason, say)
@@ -275,10 +379,9 @@ class DataPlane:
             total[name] += sum(map(attrgetter(name), outboxes))
         return total
 
-    @property
-    def queued_bytes(self) -> int:
-        """What waits in all outboxes."""
-        return sum(one.outbox.queued_bytes for one in self.backlogged if one.outbox is not None)
+
+def _queued_bytes(connection: Connection) -> int:
+    return connection.outbox.queued_bytes if connection.outbox is not None else 0
 
 
 PORT_COUNTERS = (
@@ -290,7 +393,7 @@ PORT_COUNTERS = (
     "dropped_absent",
     "dropped_short",
 )
-OUTBOX_COUNTERS = ("dropped_full", "dropped_old")
+OUTBOX_COUNTERS = ("dropped_full", "dropped_old", "dropped_memory")
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -136,6 +136,9 @@ class Doorway:
         self._room: WaitingRoom[_Arrival] = WaitingRoom(
             seats=max_unregistered, seats_per_place=max_unregistered_per_address
         )
+        self._open: set[trio.CancelScope] = set()
+        """One for each listener in use."""
+        self._all_shut = trio.Event()
         self._farewells = 0
         self.accepted = 0
         self.refused: Counter[str] = Counter()
@@ -147,7 +150,26 @@ class Doorway:
         return len(self._room)
 
     async def serve(self, listener: socket.socket) -> None:
-        """Accept for ever. `listener` listens, is non-blocking, and stays the caller's."""
+        """Accept until `shut`, then wait for ever. `listener` listens, is non-blocking, and stays the
+        caller's."""
+        with trio.CancelScope() as scope:
+            self._open.add(scope)
+            try:
+                await self._accept(listener)
+            finally:
+                self._open.discard(scope)
+                if not self._open:
+                    self._all_shut.set()
+        await trio.sleep_forever()
+
+    async def shut(self) -> None:
+        """Take no more connections in. Comes back when no listener is in use any more."""
+        for scope in self._open:
+            scope.cancel()
+        if self._open:
+            await self._all_shut.wait()
+
+    async def _accept(self, listener: socket.socket) -> None:
         wait_s = ACCEPT_RETRY_FIRST_S
         while True:
             await trio.lowlevel.wait_readable(listener)

@@ -137,9 +137,8 @@ def _resume_one(plane: DataPlane, one: Carried, facts: Facts, now: float) -> boo
         connection.heard_at = now - state.silent_s
         if state.rest or state.queued:
             outbox = plane.outbox_of(connection)
-            outbox.restore(state.rest, [(now - age_s, data) for age_s, data in state.queued])
             for name in OUTBOX_COUNTERS:
                 setattr(outbox, name, state.counters.get(name, 0))
-            plane.wait_writable(connection)
+            plane.restore(connection, state.rest, [(now - age_s, data) for age_s, data in state.queued])
     connection.bytes_out = one.bytes_out
     return True

@@ -32,19 +32,19 @@ from relayd.relay.dataplane import Bounds, DataPlane, counts
 from relayd.relay.doorway import Doorway
 from relayd.relay.guard import Greeter, Guard
 from relayd.relay.handover import open_handover, resume, save
+from relayd.relay.housekeeping import Housekeeping
 from relayd.relay.listeners import name_of, open_listeners, pair_udp
+from relayd.relay.memory import memory_limit
 from relayd.relay.stun_server import Pair, StunServer
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
+from relayd.signals import Signals
 
 KEEPALIVES_IN_SILENCE = 3
 """Two of them may be lost on the way before a connection counts as silent."""
 
 MIN_KEEPALIVE_S = 1.0
 """What a Welcome can ask for at the least."""
-
-HOUSEKEEPING_S = 1.0
-"""Between two looks for silent connections and stale frames."""
 
 
 class Relay:
@@ -71,6 +71,8 @@ class Relay:
             round_bytes=config.round_bytes,
             queue_bytes=config.queue_bytes,
             queue_age_s=config.queue_age_ms / 1000,
+            memory_bytes=min(config.memory_bytes, memory_limit() // 2),
+            stalled_s=config.stalled_s,
         )
         self.plane = DataPlane(
             self.poller,
@@ -91,6 +93,7 @@ class Relay:
             stun=tuple(self.stun.ports),
         )
         self.claims = Claims(self.plane, nursery)
+        self.housekeeping = Housekeeping(self.plane, self.claims, silence_s=config.silence_s)
         self.doorway = Doorway(
             self.claims,
             greeter,
@@ -111,6 +114,7 @@ class Relay:
 
     def _on_closed(self, connection: Connection, reason: str, say: str) -> None:
         self.claims.on_closed(connection)
+        self.housekeeping.on_closed()
         self.doorway.on_closed(connection, reason, say)
 
     def _on_control(self, connection: Connection, kind: int, body: memoryview) -> None:
@@ -122,17 +126,6 @@ class Relay:
         for connection in [one for one in self.plane.connections if not still_admits(one.key)]:
             reason = f"key {connection.key.short()} is not on this relay's list any more"
             self.plane.close(connection, reason, say=reason)
-
-    async def keep_house(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Close who says nothing, drop what is stale. Nothing here is urgent."""
-        task_status.started()
-        while True:
-            await trio.sleep(HOUSEKEEPING_S)
-            self.plane.expire()
-            self.claims.forget()
-            silent_since = time.monotonic() - self._config.silence_s
-            for connection in [one for one in self.plane.connections if one.heard_at < silent_since]:
-                self.plane.close(connection, f"silent for {self._config.silence_s:g} s")
 
     def status(self) -> dict[str, object]:
         """What `relayd status` shows."""
@@ -219,6 +212,7 @@ def _peer_status(connection: Connection, now: float) -> dict[str, object]:
 async def serve(
     config: RelayConfig,
     manager: Manager | None = None,
+    signals: Signals | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -230,6 +224,7 @@ async def serve(
     """
     credentials = load_credentials(config)
     manager = manager if manager is not None else Manager.none()
+    signals = signals if signals is not None else Signals()
     with contextlib.ExitStack() as stack:
         listeners, udp = open_listeners(config, manager.take(without=PREFIX), stack)
         listen = [name_of(one) for one in listeners]
@@ -247,17 +242,20 @@ async def serve(
                 manager=manager,
             )
             stack.push(relay.close)
+            # Connections that the manager keeps need not be moved.
+            signals.drain_s = 0.0 if relay.plane.handover.enabled else config.drain_s
             trio.lowlevel.add_instrument(relay.loop_lag)
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
             for listener in listeners:
                 relay.poller.yield_when_readable(listener.fileno())
             services = [
                 Service(name="data plane", run=relay.poller.run),
-                Service(name="housekeeping", run=relay.keep_house),
+                Service(name="housekeeping", run=relay.housekeeping.run),
                 Service(
                     name="control socket",
                     run=partial(serve_control, config.control, {"status": relay.status}),
                 ),
+                Service(name="drain", run=partial(_drain, relay, listeners, signals)),
                 *watchdog_services(manager, relay.poller, stack),
                 Service(name="http", run=partial(serve_http, http, relay, config.http_names)),
                 *(
@@ -297,6 +295,27 @@ def _say_who_may_enter(config: RelayConfig, credentials: Credentials) -> None:
         )
     if credentials.gate.open:
         log.get().warning("relay.open", meaning="any agent that proves its own key is let in")
+
+
+async def _drain(
+    relay: Relay,
+    listeners: list[socket.socket],
+    signals: Signals,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """When the process was asked to stop: take nobody in any more, let agents move, and say that it is
+    done."""
+    task_status.started()
+    await signals.draining.wait()
+    await relay.doorway.shut()
+    for listener in listeners:
+        # Closed, so that who dials is refused at once and tries elsewhere.
+        relay.poller.remove(listener.fileno())
+        listener.close()
+    await relay.housekeeping.drain(signals.drain_s)
+    signals.drained.set()
+    await trio.sleep_forever()
 
 
 async def _accept(

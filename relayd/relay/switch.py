@@ -64,6 +64,10 @@ class Switch(Generic[P]):
         """The connection that is registered under `key`, if any."""
         return self._ports.get(key.raw)
 
+    def find(self, key: bytes) -> P | None:
+        """The same by the key's bytes."""
+        return self._ports.get(key)
+
     def replace(self, port: P) -> P | None:
         """Register `port` under its key whoever holds it. -> the one that held it, if any."""
         holder = self._ports.get(port.key.raw)

@@ -16,6 +16,7 @@ from relayd.keys import PrivateKey, PublicKey
 from relayd.observe.control import ask
 from relayd.relay.server import serve
 from relayd.secret_file import RELAY_TOKEN
+from relayd.signals import Signals
 from relayd.wire import frames
 from relayd.wire.identity import Welcomed
 from relayd.wire.identity_frames import CHALLENGE
@@ -129,7 +130,9 @@ class Running:
 
 
 @asynccontextmanager
-async def relay(directory: Path, **settings: object) -> AsyncIterator[Running]:
+async def relay(
+    directory: Path, *, signals: Signals | None = None, **settings: object
+) -> AsyncIterator[Running]:
     """A relay that takes bare Registers too, unless `settings` (RelayConfig's) say otherwise."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -141,6 +144,6 @@ async def relay(directory: Path, **settings: object) -> AsyncIterator[Running]:
         **{"auth": "optional", "state_dir": str(directory / "state"), **settings},  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve, config)
+        await nursery.start(serve, config, None, signals)
         yield Running(config, port)
         nursery.cancel_scope.cancel()

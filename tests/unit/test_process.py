@@ -16,9 +16,17 @@ from relayd.errors import HostError
 from relayd.observe import log
 from relayd.process import run_until_signal
 
-async def job(kind, manager, *, task_status):
+async def job(kind, manager, signals, *, task_status):
+    if kind in ("draining", "drains for ever"):
+        signals.drain_s = 600.0
+    if kind == "reloading":
+        signals.on_reload.append(lambda: log.get().info("job.reloads"))
     log.get().info("job.started")
     try:
+        if kind == "draining":
+            await signals.draining.wait()
+            log.get().info("job.drains")
+            signals.drained.set()
         await trio.sleep(0 if kind == "short" else float("inf"))
     finally:
         if kind == "stuck":
@@ -62,6 +70,34 @@ def test_signal_stops_it_in_order(number: signal.Signals, status: int) -> None:
     ended, events, _ = play("idle", ("job.started", number))
     assert ended == status
     assert events == ["job.started", "job.stop_requested", "job.stopped"]
+
+
+def test_sigterm_lets_a_job_drain_that_wants_to() -> None:
+    ended, events, _ = play("draining", ("job.started", signal.SIGTERM))
+    assert ended == 0
+    assert events == ["job.started", "job.stop_requested", "job.drains", "job.stopped"]
+
+
+def test_ctrl_c_drains_nothing() -> None:
+    ended, events, _ = play("drains for ever", ("job.started", signal.SIGINT))
+    assert ended == 130
+    assert events == ["job.started", "job.stop_requested", "job.stopped"]
+
+
+def test_second_signal_ends_the_draining_in_order() -> None:
+    ended, events, _ = play(
+        "drains for ever", ("job.started", signal.SIGTERM), ("job.stop_requested", signal.SIGTERM)
+    )
+    assert ended == 0
+    assert events == ["job.started", "job.stop_requested", "job.stop_requested", "job.stopped"]
+
+
+def test_sighup_reloads_what_can_be_reloaded() -> None:
+    steps = [("job.started", signal.SIGHUP), ("job.reloads", signal.SIGHUP), ("job.reloads", signal.SIGTERM)]
+    ended, events, _ = play("reloading", *steps)
+    assert ended == 0
+    assert events.count("job.reloads") == 2
+    assert events[-2:] == ["job.stop_requested", "job.stopped"]
 
 
 def test_second_signal_ends_what_does_not_stop() -> None:

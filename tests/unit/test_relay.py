@@ -60,7 +60,7 @@ async def test_unknown_and_short_frames_are_skipped_and_counted(tmp_path: Path) 
         await a.echo(A)
         status = await running.status()
         assert status["unknown_frames"] == 2
-        assert status["drops"] == {"absent": 1, "short": 1, "full": 0, "old": 0}
+        assert status["drops"] == {"absent": 1, "short": 1, "full": 0, "old": 0, "memory": 0}
         assert status["nat_probes"] == {"refused_malformed": 1}
 
 
@@ -131,9 +131,8 @@ async def test_oldest_goes_when_too_many_wait_at_the_door(tmp_path: Path) -> Non
 
 
 async def test_newcomer_does_not_displace_a_holder_that_answers(tmp_path: Path) -> None:
-    settings = {"register_timeout_s": 0.5}
     async with (
-        relay(tmp_path, **settings) as running,
+        relay(tmp_path, register_timeout_s=0.5) as running,
         running.agent(A) as holder,
         running.connection() as newcomer,
     ):
@@ -183,7 +182,7 @@ async def test_reader_that_stops_loses_its_own_frames_and_nobody_elses(tmp_path:
         drops = peers[str(C)]["drops"]
         assert drops["full"] + drops["old"] > 0
         assert peers[str(C)]["queued_bytes"] <= running.config.queue_bytes + 60_037
-        assert peers[str(B)]["drops"] == {"absent": 0, "short": 0, "full": 0, "old": 0}
+        assert peers[str(B)]["drops"] == {"absent": 0, "short": 0, "full": 0, "old": 0, "memory": 0}
 
 
 async def test_reset_by_one_agent_disturbs_no_other(tmp_path: Path) -> None:

@@ -263,9 +263,8 @@ async def test_with_a_list_alone_no_token_is_needed_and_none_is_made(
 
 
 async def test_open_lets_in_every_proved_key_and_nobody_else(tmp_path: Path) -> None:
-    settings: dict[str, object] = {"auth": "required", "open": True, "register_timeout_s": 0.5}
     async with (
-        relay(tmp_path, **settings) as running,
+        relay(tmp_path, auth="required", open=True, register_timeout_s=0.5) as running,
         running.connection() as m,
         running.connection() as bare,
     ):
