@@ -145,6 +145,26 @@ RELAY = (
     ),
     Metric("relayd_accepted_connections_total", "counter", "Connections that came in.", at("accepted")),
     Metric(
+        "relayd_admitted_connections_total",
+        "counter",
+        "Connections that were let in, by what did it; unproved: without a proof, by --auth optional.",
+        at("admitted"),
+        label="by",
+    ),
+    Metric(
+        "relayd_resumed_connections_total",
+        "counter",
+        "Connections that this process took over from the one before it.",
+        at("resumed"),
+    ),
+    Metric(
+        "relayd_not_resumed_connections_total",
+        "counter",
+        "Connections of the process before that had to be closed.",
+        at("not_resumed"),
+        label="reason",
+    ),
+    Metric(
         "relayd_refused_connections_total",
         "counter",
         "Connections that were not let in.",
@@ -175,8 +195,15 @@ RELAY = (
     Metric(
         "relayd_nat_probes_total",
         "counter",
-        "NAT probes that agents asked for, and datagrams that came to open a NAT.",
+        "NAT probes that agents asked for.",
         at("nat_probes"),
+        label="result",
+    ),
+    Metric(
+        "relayd_stun_datagrams_total",
+        "counter",
+        "Datagrams to the relay's STUN ports.",
+        lambda status, _: {name: count for name, count in status["stun"].items() if name != "ports"},
         label="result",
     ),
 )

@@ -65,5 +65,6 @@ def plain(value: object) -> object:
 
 
 def named(name: str, value: object) -> object:
-    """`plain(value)`, unless `name` says that it is a secret."""
-    return HIDDEN if name in SECRET_NAMES and value is not None else plain(value)
+    """`plain(value)`, unless `name` says that it is a secret. A number is none: it counts something."""
+    secret = name in SECRET_NAMES and value is not None and not isinstance(value, int | float)
+    return HIDDEN if secret else plain(value)

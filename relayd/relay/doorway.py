@@ -141,6 +141,8 @@ class Doorway:
         self._all_shut = trio.Event()
         self._farewells = 0
         self.accepted = 0
+        self.admitted: Counter[str] = Counter()
+        """Connections that got in, by what let them in (`Gate.admit`)."""
         self.refused: Counter[str] = Counter()
         """Connections that never got in, by reason."""
 
@@ -237,6 +239,7 @@ class Doorway:
             log.get().debug("agent.refused", endpoint=str(arrival.endpoint), reason=error.strerror)
             return
         arrival.ours = False
+        self.admitted[admission] += 1
         log.get().info(
             "agent.registered",
             key=handshake.key.short(),

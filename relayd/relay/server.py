@@ -150,6 +150,7 @@ class Relay:
             "accepted": self.doorway.accepted,
             "resumed": self._resumed,
             "not_resumed": dict(self.plane.handover.closed),
+            "admitted": dict(self.doorway.admitted),
             "refused": dict(self.doorway.refused),
             "frames_in": total["frames_in"],
             "frames_out": total["frames_out"],

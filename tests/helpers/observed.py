@@ -54,6 +54,9 @@ def relay_status(peers: int = 3, **facts: object) -> dict[str, Any]:
         "queue_delay": queue_delay(),
         "unregistered": 2,
         "accepted": peers + 7,
+        "resumed": 0,
+        "not_resumed": {"cut": 1},
+        "admitted": {"token": peers + 3},
         "refused": {"never registered": 3, "key in use": 1},
         "frames_in": 1000,
         "frames_out": 900,
@@ -62,6 +65,7 @@ def relay_status(peers: int = 3, **facts: object) -> dict[str, Any]:
         "unknown_frames": 4,
         "drops": {"absent": 5, "short": 0, "full": 6, "old": 7},
         "nat_probes": {"sent": 1, "refused_rate": 2},
+        "stun": {"ports": [3478, 3479], "answered": 12, "limited": 1},
         "loop_lag_ms_max": 11.5,
         "peers": [relay_peer(number) for number in range(peers)],
     } | facts

@@ -73,8 +73,13 @@ class RelayPage {
     this.reasons.show(rates.entries("drops").map((entry) => [...entry, true]));
     this.door.show([
       ["came in", status.accepted, rates.of((s) => s.accepted)],
+      ...rates.entries("admitted").map(([name, value, rate]) => [name === "unproved" ? "let in without a proof" : `let in: ${name}`, value, rate]),
+      ["taken over from the process before", status.resumed, null],
+      ...Object.entries(status.not_resumed || {}).map(([name, value]) => [`not taken over: ${name}`, value, null]),
       ...rates.entries("refused").map(([name, value, rate]) => [`refused: ${name}`, value, rate, true]),
       ...rates.entries("nat_probes").map(([name, value, rate]) => [`NAT probes: ${name.replaceAll("_", " ")}`, value, rate]),
+      ...Object.entries(status.stun || {}).filter(([name]) => name !== "ports")
+        .map(([name, value]) => [`STUN: ${name.replaceAll("_", " ")}`, value, rates.of((s) => (s.stun || {})[name])]),
       ["frames of unknown types", status.unknown_frames, rates.of((s) => s.unknown_frames)],
     ]);
     this.table.show(withRates(status, before, rates), status.connections);
