@@ -17,9 +17,10 @@ from bench.frames import key_of
 from relayd.agent.loopback import derive
 from relayd.agent.relay_link import LinkSettings, RelayLink
 from relayd.agent.wg_proxy import WgProxy
-from relayd.coordination.model import RelayAddress
+from relayd.endpoints import split_host_port
 from relayd.errors import RelaydError
-from relayd.keys import PublicKey
+from relayd.join import JoinString
+from relayd.keys import PrivateKey, PublicKey
 from relayd.netio.datagrams import DatagramSocket
 from relayd.netio.poller import Poller
 from relayd.observe import log
@@ -28,14 +29,14 @@ from relayd.wire.runs import Run
 CONNECTED_WITHIN_S = 10.0
 
 
-async def forward(relay: RelayAddress, own: PublicKey, peer: PublicKey, wireguard_port: int) -> None:
+async def forward(relay: JoinString, own: PrivateKey, peer: PublicKey, wireguard_port: int) -> None:
     """Run the agent's data path until cancelled. Raises RelaydError, and TooSlowError without a relay."""
     poller = Poller()
 
     def deliver(buffer: bytearray, runs: list[Run], now: float) -> None:
         proxy.deliver(buffer, runs, now)
 
-    link = RelayLink(poller, relay, own, deliver, LinkSettings())
+    link = RelayLink(poller, relay, own, deliver, LinkSettings(insecure=True))
     address: IPv4Address = derive(peer)
     proxy = WgProxy(
         poller,
@@ -65,9 +66,9 @@ def main() -> None:
     try:
         trio.run(
             forward,
-            RelayAddress.parse(relay),
-            PublicKey(key_of(int(own))),
-            PublicKey(key_of(int(peer))),
+            JoinString(*split_host_port(relay)),
+            PrivateKey(key_of(int(own))),
+            PrivateKey(key_of(int(peer))).public(),
             int(port),
         )
     except (RelaydError, trio.TooSlowError) as error:

@@ -26,12 +26,14 @@ class Backoff:
         useful_s: float = USEFUL_S,
     ) -> None:
         self._uniform = uniform
-        self._first_s, self._cap_s, self._useful_s = first_s, cap_s, useful_s
+        self.first_s = first_s
+        """The longest that the first wait can be, in seconds."""
+        self._cap_s, self._useful_s = cap_s, useful_s
         self.failures = 0
 
     def ceiling_s(self) -> float:
         """The longest that the next wait can be, in seconds."""
-        return float(min(self._cap_s, self._first_s * 2.0 ** min(self.failures, 32)))
+        return float(min(self._cap_s, self.first_s * 2.0 ** min(self.failures, 32)))
 
     def failed(self, useful_for_s: float) -> float:
         """A try ended after `useful_for_s` seconds of useful life (0: none). Returns the wait in seconds."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,6 +87,28 @@ def _parsed(path: Path, text: str, parse: Callable[[str], T], hint: str) -> T:
         raise
     except ValueError as error:
         raise ConfigError(str(error), source=str(path), hint=hint) from None
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """What a file of secrets says, as `lines_of` has it. It is checked as those that are made here are.
+
+    Raises ConfigError, also when it isn't there or says nothing, and HostError when it can't be read.
+    """
+    text = _read(path)
+    if text is None:
+        raise ConfigError("does not exist", source=str(path))
+    lines = list(lines_of(text))
+    if not lines:
+        raise ConfigError("is empty", source=str(path))
+    return lines
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """What a text says, line by line: (number from 1, the line without comment and blanks)."""
+    for number, line in enumerate(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split("\n"), start=1):
+        # A token may have # within; a comment begins the line or follows a blank.
+        if line := re.sub(r"(^|\s)#.*", "", line).strip():
+            yield number, line
 
 
 def _new_key() -> str:

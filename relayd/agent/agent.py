@@ -33,6 +33,7 @@ from relayd.agent.beginning import (
 )
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.host_keeper import HostKeeper
+from relayd.agent.known_relays import KnownRelays
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.node_key import with_key
 from relayd.agent.reconcile import Path as PathKind
@@ -43,6 +44,8 @@ from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
 from relayd.coordination.model import Mesh
 from relayd.coordination.static_file import StaticFile
+from relayd.kernel import hints
+from relayd.kernel.state_dir import RELAYS
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
 from relayd.keys import PublicKey
 from relayd.manager.manager import Manager
@@ -56,6 +59,7 @@ from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.services import Service, supervise
 from relayd.signals import Signals
+from relayd.wire.identity_frames import PeerGone
 from relayd.wire.runs import Run
 
 
@@ -105,7 +109,7 @@ async def run_agent(
                 "agent.started",
                 public_key=interface.public_key,
                 peers=len(interface.peers),
-                relay=mesh.relay,
+                relay=", ".join(relay.address for relay in mesh.relays),
                 proxy_port=agent.proxy.port,
                 control=config.control_path,
                 http=http.address if http is not None else None,
@@ -128,6 +132,8 @@ class Agent:
         http: HttpServer | None,
     ) -> None:
         """`interface` is what `wireguard` read. `stack` closes what is opened here. Raises HostError."""
+        if interface.private_key is None:
+            raise hints.no_private_key(interface.name)
         self._config = config
         self._http = http
         self.keeper = keeper
@@ -139,16 +145,20 @@ class Agent:
         # Link and proxy know each other by one function each; the link sends nothing before it runs.
         self.link = RelayLink(
             self.poller,
-            mesh.relay,
-            interface.public_key,
+            mesh.relays[0],
+            interface.private_key,
             self._deliver,
             LinkSettings(
                 dial_timeout_s=config.dial_timeout_s,
                 keepalive_s=config.keepalive_s,
-                echo_s=config.echo_s,
+                probe_s=config.echo_s,
                 queue_bytes=config.queue_bytes,
                 queue_age_s=config.queue_age_ms / 1e3,
+                insecure=config.insecure_relay,
             ),
+            known=KnownRelays(Path(config.state_dir) / RELAYS),
+            on_gone=self._on_gone,
+            agents=lambda: len(self.reconciler.interface.peers) + 1,
         )
         self.proxy = WgProxy(
             self.poller,
@@ -226,6 +236,9 @@ class Agent:
             peer_status(path, relayed.get(key), relay_connected=self.link.connected, now=now)
             for key, path in paths
         )
+
+    def _on_gone(self, gone: PeerGone) -> None:
+        self.proxy.peer_gone(gone.key, gone.reason, trio.current_time())
 
     def _deliver(self, buffer: bytearray, runs: list[Run], now: float) -> None:
         self.proxy.deliver(buffer, runs, now)

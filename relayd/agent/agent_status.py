@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from relayd.agent.reconcile import Path, PeerPath
 from relayd.agent.wg_proxy import RelayedPeer
+from relayd.wire.identity_frames import Gone
 
 
 def peer_status(
@@ -27,7 +28,19 @@ def peer_status(
         "tx_bytes": peer.tx_bytes,
         "relay_rx_frames": 0 if relayed is None else relayed.rx_frames,
         "relay_tx_frames": 0 if relayed is None else relayed.tx_frames,
+        "relay_gone": None if relayed is None else _gone(relayed, now),
     }
+
+
+_GONE = {Gone.ABSENT: "isn't connected to the relay", Gone.STALLED: "doesn't read, and loses frames"}
+
+
+def _gone(peer: RelayedPeer, now: float) -> dict[str, object] | None:
+    """What a relay said of the peer last; None: nothing."""
+    if peer.gone_at is None:
+        return None
+    reason = next((text for kind, text in _GONE.items() if kind == peer.gone_reason), "is gone")
+    return {"reason": reason, "age_s": round(now - peer.gone_at, 3), "count": peer.gone_count}
 
 
 def merge_drops(*parts: Mapping[str, int]) -> dict[str, int]:

@@ -142,11 +142,11 @@ def keeper_of(mesh: Mesh, rules: HostRules, directory: Path) -> HostKeeper:
     """Who keeps the host as `mesh` wants it."""
     wanted = mesh.interface
     if not isinstance(wanted, OwnedInterface):
-        return HostKeeper(rules, inventory.adopted(wanted.name, mark_rule=False), mesh.relay)
+        return HostKeeper(rules, inventory.adopted(wanted.name, mark_rule=False), mesh.relays)
     allowed_ips = [network for peer in mesh.peers for network in peer.allowed_ips]
     return HostKeeper(
         rules,
         inventory.owned(wanted.name, wanted.addresses, allowed_ips),
-        mesh.relay,
+        mesh.relays,
         keep_interface=partial(ownership.keep_owned, owned_of(wanted, mesh), directory),
     )

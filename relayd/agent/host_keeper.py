@@ -13,8 +13,8 @@ from ipaddress import ip_address
 
 import trio
 
-from relayd.coordination.model import RelayAddress
 from relayd.errors import HostError
+from relayd.join import JoinString
 from relayd.kernel import events
 from relayd.kernel.firewall import legacy_size
 from relayd.kernel.host_rules import Applied, HostRules, Inventory, LoopError
@@ -34,15 +34,22 @@ RESOLVE_S = 5.0
 """For the relay's name. What isn't known then isn't proved now: the next look tries again."""
 
 
-async def addresses_of(relay: RelayAddress) -> list[Address]:
-    """The relay's addresses, within RESOLVE_S; none when its name can't be looked up now."""
-    with trio.move_on_after(RESOLVE_S):
+async def addresses_of(relays: Sequence[JoinString]) -> list[Address]:
+    """The relays' addresses, within RESOLVE_S; of a name that can't be looked up now, none."""
+    found: dict[Address, None] = {}
+
+    async def look_up(relay: JoinString) -> None:
         try:
-            found = await trio.socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+            entries = await trio.socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):  # the link tells of it, at each dial
-            return []
-        return list(dict.fromkeys(ip_address(str(entry[4][0])) for entry in found))
-    return []
+            return
+        found.update(dict.fromkeys(ip_address(str(entry[4][0])) for entry in entries))
+
+    with trio.move_on_after(RESOLVE_S):
+        async with trio.open_nursery() as nursery:
+            for relay in relays:
+                nursery.start_soon(look_up, relay)
+    return list(found)
 
 
 class HostKeeper:
@@ -52,10 +59,10 @@ class HostKeeper:
         self,
         rules: HostRules,
         inventory: Inventory,
-        relay: RelayAddress,
+        relays: Sequence[JoinString],
         *,
         keep_interface: Callable[[], Awaitable[list[str]]] | None = None,
-        resolve: Callable[[RelayAddress], Awaitable[Sequence[Address]]] = addresses_of,
+        resolve: Callable[[Sequence[JoinString]], Awaitable[Sequence[Address]]] = addresses_of,
         watch: Callable[[str, Callable[[], None]], Awaitable[None]] = events.watch,
         every_s: float = EVERY_S,
     ) -> None:
@@ -63,7 +70,7 @@ class HostKeeper:
         self.inventory = inventory
         self.problems: list[str] = []
         """What couldn't be done at the last look."""
-        self._rules, self._relay, self._keep_interface = rules, relay, keep_interface
+        self._rules, self._relays, self._keep_interface = rules, relays, keep_interface
         self._resolve, self._watch, self._every_s = resolve, watch, every_s
         self._addresses: list[Address] = []
         self._news = trio.Event()
@@ -127,7 +134,7 @@ class HostKeeper:
         self._news.set()
 
     async def _resolve_again(self) -> None:
-        found = await self._resolve(self._relay)
+        found = await self._resolve(self._relays)
         self._addresses = list(found) or self._addresses  # a name server that is away changes no address
 
     async def _watch_legacy(self) -> None:

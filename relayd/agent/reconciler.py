@@ -18,7 +18,7 @@ from relayd.agent.reconcile import Path, PeerPath, Surroundings, plan
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.kernel.wireguard import Interface, WireGuard
-from relayd.keys import PublicKey
+from relayd.keys import PrivateKey, PublicKey
 from relayd.observe import log
 
 REPEAT_S = 60.0
@@ -42,7 +42,7 @@ class Link(Protocol):
     def connected(self) -> bool:
         """Whether frames reach a relay."""
 
-    def register_as(self, key: PublicKey) -> None:
+    def register_as(self, key: PrivateKey) -> None:
         """The interface has this key now."""
 
 
@@ -124,7 +124,8 @@ class Reconciler:
     def _follow(self, interface: Interface) -> None:
         """Bring proxy and link in line with the interface, before any packet is sent their way."""
         self.interface = interface
-        self._link.register_as(interface.public_key)
+        if interface.private_key is not None:
+            self._link.register_as(interface.private_key)
         if interface.listen_port:  # 0: it is down, and will have one
             self._proxy.set_wireguard_port(interface.listen_port)
         loopbacks = {key: self._loopbacks.get(key) or self._address_of(key) for key in interface.peers}

@@ -1,6 +1,8 @@
 """One TCP connection to a relay, from Register to its first fault, driven by the poller's events.
 
-    poller event -> recv_into the shared buffer -> wire.runs.scan -> on_runs (Data) | on_control (the rest)
+    poller event -> recv_into the shared buffer -> wire.runs.scan -> on_runs (Data, once `carries`)
+                                                                  -> on_message (Data that is no WireGuard's)
+                                                                  -> on_control (the rest)
     send -> one sendmsg -> what the socket didn't take: the outbox, and EPOLLOUT
 
 Nothing here waits: a relay that doesn't read fills the outbox, which drops its oldest frames.
@@ -19,7 +21,7 @@ from relayd.errors import RemoteProtocolError
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import IOV_MAX
-from relayd.wire.frames import DATA
+from relayd.wire.frames import DATA, KEYED_BYTES
 from relayd.wire.runs import Run, scan
 
 BUFFER_BYTES = 256 << 10
@@ -32,7 +34,16 @@ OnRuns = Callable[[bytearray, list[Run], float], None]
 poller's clock."""
 
 OnControl = Callable[[bytearray, Run], None]
-"""`on_control(buffer, run)`: all else: other types, Data too short for a key, Data from our own key."""
+"""`on_control(buffer, run)`: all else: other types, Data too short for a key, Data from our own key, and all
+Data before the connection carries any."""
+
+OnMessage = Callable[[bytes, bytes, float], None]
+"""`on_message(key, payload, now)`: the payload of a Data frame that begins like a sealed message between two
+agents (PROTOCOL.md, part 3), and the key that the relay names as its sender. Nothing of it is verified."""
+
+MESSAGE_BYTE = 0x52
+"""First byte of a sealed message. WireGuard's begin with 1 to 4, so that the rest of the magic is for whoever
+takes the message to look at."""
 
 
 class RelayConnection:
@@ -48,22 +59,26 @@ class RelayConnection:
         outbox: Outbox,
         buffer: bytearray,
         on_runs: OnRuns,
+        on_message: OnMessage,
         on_control: OnControl,
+        on_ended: Callable[[], None],
     ) -> None:
-        """Send `hello` (whole frames, Register first), then what waits in `outbox`, and listen.
+        """Send `hello` (whole frames, Register first), and listen.
 
-        `sock` is connected and non-blocking, and belongs to the connection now. `outbox` holds whole frames
-        that came while there was no connection, and is empty again when the connection ends. `buffer` has
-        BUFFER_BYTES.
+        `sock` is connected and non-blocking, and belongs to the connection now, as `outbox` does, which is
+        empty. `buffer` has BUFFER_BYTES. `on_ended` is called once; `hello` may end it already.
         """
-        self._poller, self._sock, self._own_key = poller, sock, own_key
-        self._outbox = outbox
+        self._poller, self._sock, self.own_key = poller, sock, own_key
+        self.outbox = outbox
         self._buffer, self._view = buffer, memoryview(buffer)
-        self._on_runs, self._on_control = on_runs, on_control
+        self._on_runs, self._on_message, self._on_control = on_runs, on_message, on_control
+        self._on_ended = on_ended
         self._partial = b""
+        self.carries = False
+        """Whether Data of others is handed on. Until then it goes to `on_control`."""
         self.bytes_in = self.bytes_out = 0
-        self.moved = 0
-        """Bytes that show a living relay: all that came in, and what the full socket took after a wait."""
+        self.bytes_drained = 0
+        """Of those out, what the full socket took after a wait: it takes a living relay to make room."""
         self.lost_frames = 0
         """Frames that this connection took and that its end lost."""
         self.fault = ""
@@ -77,7 +92,7 @@ class RelayConnection:
 
         The buffers are used during the call only. Never blocks, never raises for the network's sake.
         """
-        outbox = self._outbox
+        outbox = self.outbox
         if outbox or len(runs) > IOV_MAX:
             self._queue(runs)
             return
@@ -98,10 +113,11 @@ class RelayConnection:
         if self.ended.is_set():
             return
         self.fault = fault
-        self.lost_frames += self._outbox.clear()
+        self.lost_frames += self.outbox.clear()
         self._poller.remove(self._sock.fileno())
         self._sock.close()
         self.ended.set()
+        self._on_ended()
 
     def _on_event(self, mask: int) -> None:
         if mask & select.EPOLLOUT and not self.ended.is_set():
@@ -126,7 +142,6 @@ class RelayConnection:
             self.end("closed by the relay")
             return
         self.bytes_in += count
-        self.moved += count
         stop = held + count
         runs: list[Run] = []
         broken = ""
@@ -141,14 +156,58 @@ class RelayConnection:
             self.end(f"protocol error: {broken}")
 
     def _hand_on(self, runs: list[Run]) -> None:
-        own_key = self._own_key
+        own_key = self.own_key
+        if not self.carries:
+            self._hand_on_in_turn(runs)
+            return
         data = [run for run in runs if run[0] == DATA and run[1] and run[1] != own_key]
+        others = len(data) < len(runs)
+        if data and self._has_message(data):
+            data = self._divert_messages(data)
         if data:
             self._on_runs(self._buffer, data, self._poller.now)
-        if len(data) < len(runs):
+        if others:
             for run in runs:
                 if run[0] != DATA or not run[1] or run[1] == own_key:
                     self._on_control(self._buffer, run)
+
+    def _hand_on_in_turn(self, runs: list[Run]) -> None:
+        """Until it is settled who the relay is: what comes behind its proof is believed, before it isn't."""
+        for index, run in enumerate(runs):
+            if self.ended.is_set():
+                return
+            if self.carries:
+                self._hand_on(runs[index:])
+                return
+            self._on_control(self._buffer, run)
+
+    def _has_message(self, data: list[Run]) -> bool:
+        """Whether a payload among `data` begins like a sealed message. The first bytes of a run's payloads
+        are one strided slice, so that a run costs some 100 ns, and a frame in it five."""
+        buffer = self._buffer
+        for _, _, start, stop, size in data:
+            if start + size == stop:
+                if size > KEYED_BYTES and buffer[start + KEYED_BYTES] == MESSAGE_BYTE:
+                    return True
+            elif MESSAGE_BYTE in buffer[start + KEYED_BYTES : stop : size]:
+                return True
+        return False
+
+    def _divert_messages(self, data: list[Run]) -> list[Run]:
+        """Hand the messages to their taker; -> the runs that are left, in the same order."""
+        buffer, now = self._buffer, self._poller.now
+        left: list[Run] = []
+        for kind, key, first, stop, size in data:
+            begin = first
+            for start in range(first, stop, size):
+                if size > KEYED_BYTES and buffer[start + KEYED_BYTES] == MESSAGE_BYTE:
+                    if begin < start:
+                        left.append((kind, key, begin, start, size))
+                    begin = start + size
+                    self._on_message(key, bytes(buffer[start + KEYED_BYTES : begin]), now)
+            if begin < stop:
+                left.append((kind, key, begin, stop, size))
+        return left
 
     def _say_hello(self, hello: bytes) -> None:
         try:
@@ -160,13 +219,10 @@ class RelayConnection:
         if sent < len(hello):
             # A fresh socket takes some hundred bytes, always; if not, half a Register can't be mended.
             self.end(f"write: {sent} of the first {len(hello)} bytes")
-        elif self._outbox:
-            self._poller.modify(self._sock.fileno(), WRITABLE)
-            self._drain()
 
     def _drain(self) -> None:
         """The socket takes bytes again: send what waits, as long as it isn't too old."""
-        outbox = self._outbox
+        outbox = self.outbox
         pieces = outbox.chunks(time.monotonic())
         if pieces:
             try:
@@ -177,16 +233,16 @@ class RelayConnection:
                 self.end(f"write: {error.strerror}")
                 return
             self.bytes_out += sent
-            self.moved += sent
+            self.bytes_drained += sent
             outbox.sent(sent)
         if not outbox:
             self._poller.modify(self._sock.fileno(), select.EPOLLIN)
 
     def _queue(self, runs: Sequence[bytes | memoryview]) -> None:
         now = self._poller.now
-        idle = not self._outbox
+        idle = not self.outbox
         for run in runs:
-            self._outbox.put(run, now)
+            self.outbox.put(run, now)
         if idle:
             self._poller.modify(self._sock.fileno(), WRITABLE)
 
@@ -194,5 +250,5 @@ class RelayConnection:
         """A write failed: what it was to send is lost with the rest, and counted."""
         now = self._poller.now
         for run in runs:
-            self._outbox.put(run, now)
+            self.outbox.put(run, now)
         self.end(fault)

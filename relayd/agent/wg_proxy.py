@@ -90,15 +90,29 @@ class RelayedPeer:
     """A peer of the interface, as the proxy sees it: its key, its loopback address, and what went through.
 
     tx is from WireGuard towards the relay, rx from the relay; frames, and bytes of their payloads. A frame
-    counts when it is taken, whatever happens to it later.
+    counts when it is taken, whatever happens to it later. gone is what a relay said of the peer last: a
+    reason (`identity_frames.Gone`), when, and how often it has said so.
     """
 
-    __slots__ = ("address", "key", "rx_bytes", "rx_frames", "source", "tx_bytes", "tx_frames")
+    __slots__ = (
+        "address",
+        "gone_at",
+        "gone_count",
+        "gone_reason",
+        "key",
+        "rx_bytes",
+        "rx_frames",
+        "source",
+        "tx_bytes",
+        "tx_frames",
+    )
 
     def __init__(self, key: PublicKey, address: IPv4Address) -> None:
         self.key, self.address = key, address
         self.source = mmsg.pktinfo_cmsg(address)
         self.tx_frames = self.tx_bytes = self.rx_frames = self.rx_bytes = 0
+        self.gone_count = self.gone_reason = 0
+        self.gone_at: float | None = None
 
 
 class WgProxy:
@@ -204,6 +218,13 @@ class WgProxy:
             self._by_address[mmsg.word_of(address)] = peer
         self._heads.clear()
         self._slots.forget()
+
+    def peer_gone(self, key: PublicKey, reason: int, now: float) -> None:
+        """A relay says that frames for `key` are lost there, and why. Of strangers nothing is noted."""
+        peer = self._by_key.get(key.raw)
+        if peer is not None:
+            peer.gone_count += 1
+            peer.gone_reason, peer.gone_at = reason, now
 
     def close(self) -> None:
         """Give the port and the memory back."""

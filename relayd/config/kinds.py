@@ -92,7 +92,7 @@ def _socket_path(value: object) -> Path:
 
 SWITCH = Kind(values.yes_or_no, "", values.yes_or_no_from_text, switch=True)
 LISTEN = Kind(values.listen_address, "ADDR:PORT")
-RELAY = Kind(values.relay_address, "HOST:PORT")
+RELAYS = Kind(values.relays, "RELAY", several=True)
 INTERFACE = Kind(values.interface_name, "NAME")
 FILE = Kind(values.file_path, "FILE", path=True)
 DIRECTORY = Kind(values.file_path, "DIR", path=True)

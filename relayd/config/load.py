@@ -29,6 +29,8 @@ from relayd.config.types import (
 )
 from relayd.config.values import WrongError
 from relayd.errors import ConfigError
+from relayd.join import JoinString
+from relayd.secret_file import read_lines
 
 CLEAN_STATE = "WIREKUBE_CLEAN_STATE"
 """The variable by which WireKube's agents were asked to rebuild; `true` is the only value that counts."""
@@ -99,8 +101,8 @@ def load_agent(
     The interface's private key is read too, so that a missing key is found before anything is touched.
     Without private_key_file it is the one in the state directory, which may not be there yet.
 
-    Beside words, `flags` may have `clean_state`: True.
-    Not `relay_needed` (`relayd check` looks a host over without one): `relay` is "" when nobody names one.
+    Beside words, `flags` may have `clean_state`: True. Not `relay_needed` (`relayd check` looks a host over
+    without one): `relays` is empty when nobody names one.
     """
     return examine_agent(path, flags, environ=environ, relay_needed=relay_needed).right()
 
@@ -123,18 +125,19 @@ def examine_agent(
     document = reading.document
     reading.check_tables(AGENT, RELAY, "that is for relayd serve; an agent's {table} has {has}")
     found = reading.find_all(AGENT.settings)
-    settings = {"relay": ""} | {name: one.value for name, one in found.items()}
+    settings = {name: one.value for name, one in found.items()}
     with reading.noting():
+        settings["relays"] = _relays(found)
         if (
             relay_needed
-            and "relay" not in found
+            and not settings["relays"]
             and not any(
                 error.key.startswith("relay")
                 for error in reading.errors  # where it is misspelled, or wrong
             )
         ):
             place = document.place(("relay",), missing="address") if document.source else Place("")
-            hint = f"--relay HOST:PORT, {ENV_PREFIX}RELAY, or address in [relay]"
+            hint = f"--relay RELAY, {ENV_PREFIX}RELAY, or address in [relay]"
             raise place.error("no relay is named", hint)
     owned = None
     with reading.noting():
@@ -190,6 +193,29 @@ def _without_file(
     if reading.errors:
         raise reading.errors[0]
     return found
+
+
+def _relays(found: Mapping[str, Found]) -> tuple[JoinString, ...]:
+    """Those that are named, and those in the file that is. Each address once. Raises ConfigError, and
+    HostError for a file that can't be read."""
+    named = found.get("relays")
+    relays = [] if named is None else list(named.value)
+    places = [] if named is None else [named.place] * len(relays)
+    if "relay_file" in found:
+        in_file = found["relay_file"]
+        for number, line in read_lines(Path(in_file.value)):
+            place = Place(str(in_file.value), line=number)
+            try:
+                relays.append(values.relay(line))
+            except WrongError as wrong:
+                raise place.error(wrong.problem, wrong.hint) from wrong
+            places.append(place)
+    seen: set[str] = set()
+    for relay, place in zip(relays, places, strict=True):
+        if relay.address in seen:
+            raise place.error(f"{relay.address} is named twice")
+        seen.add(relay.address)
+    return tuple(relays)
 
 
 def _interface(reading: Reading, named: Found | None, state_dir: str) -> InterfaceConfig | None:

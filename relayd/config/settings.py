@@ -232,6 +232,7 @@ RELAY = Role(
 
 # And in that of `relayd agent`.
 _agent = partial(Setting, "agent", "agent")
+_of_relay = partial(Setting, "relay", "relay")
 _timing = partial(Setting, "agent", "timing")
 _agent_queues = partial(Setting, "agent", "queues")
 
@@ -240,7 +241,27 @@ AGENT = Role(
     "agent",
     AgentConfig,
     (
-        Setting("relay", "agent", "relay", kinds.RELAY, "the relay", key="address", common=True),
+        _of_relay(
+            "relays",
+            kinds.RELAYS,
+            "the relay: HOST:PORT, or the join string that `relayd serve` prints, in quotes",
+            key="address",
+            word="relay",
+            common=True,
+        ),
+        _of_relay(
+            "relay_file",
+            kinds.FILE,
+            "a file with join strings, one a line: other users see the flags of a process",
+            key="file",
+            common=True,
+        ),
+        _of_relay(
+            "insecure_relay",
+            kinds.SWITCH,
+            "let a relay without a key= do without proving who it is, as those that can't have to",
+            key="insecure",
+        ),
         _agent("interface", kinds.INTERFACE, "the WireGuard interface", common=True),
         _agent("state_dir", kinds.DIRECTORY, "where its memory is kept", word="state", common=True),
         _agent("control", kinds.SOCKET, _CONTROL, default="/run/relayd/agent-INTERFACE.sock", common=True),

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from relayd import marks
 from relayd.endpoints import Endpoint
+from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 
 LogMode = Literal["auto", "console", "json"]
@@ -132,8 +133,14 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that `relayd agent` is told. Durations end in their unit, sizes are bytes."""
 
-    relay: str
-    """HOST:PORT; HOST is a name or an address, IPv6 in brackets."""
+    relays: tuple[JoinString, ...] = ()
+    """Where they are, and what the agent and they know each other by. None: a command that needs none."""
+
+    relay_file: str | None = None
+    """The file that some of them were read from."""
+
+    insecure_relay: bool = False
+    """Whether a relay without a pinned key may do without proving who it is (those of part 1 can't)."""
 
     interface: str = marks.DEFAULT_INTERFACE
     owned: InterfaceConfig | None = None
@@ -163,8 +170,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     keepalive_s: float = 25.0
     """A relay that hears nothing for 75 s closes (PROTOCOL.md, part 1)."""
 
-    echo_s: float = 10.0
-    """Between two frames to our own key, the sign that the relay lives; two unanswered: it doesn't."""
+    echo_s: float = 8.0
+    """Between two questions whether the relay lives; two that stay unanswered for a quarter of it: it
+    doesn't."""
 
     dial_timeout_s: float = 10.0
     fresh_handshake_s: float = marks.HANDSHAKE_FRESH_S

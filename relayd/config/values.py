@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from datetime import date, time
 from difflib import get_close_matches
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from relayd import marks
 from relayd.config.types import LogMode
 from relayd.endpoints import Endpoint, is_host_name, split_host_port
+from relayd.join import JoinString
 from relayd.keys import PublicKey
 from relayd.wire.frames import MAX_PAYLOAD
 
@@ -314,6 +316,32 @@ def host(value: object) -> str:
     if found.is_unspecified:
         raise WrongError(f"{written!r} is no address that anybody can reach")
     return str(found)
+
+
+def relays(value: object) -> tuple[JoinString, ...]:
+    """An array of what `relay` takes, or one of them; a flag or a variable has commas between them."""
+    try:
+        return many(relay, "relayd://relay.example.net:3478?key=...&token=...", empty="no relay is named")(
+            value
+        )
+    except WrongError as wrong:
+        if isinstance(value, str) and "," not in value:  # the one that there is needs no number
+            raise WrongError(wrong.problem, wrong.hint) from None
+        raise
+
+
+def relay(value: object) -> JoinString:
+    """A relay: its join string, or HOST:PORT alone. The error quotes neither a key nor a token."""
+    written = text(value).strip()
+    if "://" not in written and "?" not in written:
+        address = relay_address(written)
+        return JoinString(*split_host_port(address))
+    try:
+        joined = JoinString.parse(written)
+    except ValueError as error:
+        raise WrongError(str(error), "the line that `relayd serve --show-join` prints, in quotes") from None
+    host, port = split_host_port(relay_address(joined.address))  # one spelling of an address, and not any one
+    return replace(joined, host=host, port=port)
 
 
 def relay_address(value: object) -> str:

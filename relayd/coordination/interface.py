@@ -12,8 +12,9 @@ from typing import Protocol
 
 import trio
 
-from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, RelayAddress
+from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer
 from relayd.errors import HostError
+from relayd.join import JoinString
 from relayd.keys import PublicKey
 from relayd.observe import log
 
@@ -38,7 +39,7 @@ class InterfaceSeen(Protocol):
     def peers(self) -> Mapping[PublicKey, PeerSeen]: ...
 
 
-def mesh_of(interface: InterfaceSeen, relay: RelayAddress) -> Mesh:
+def mesh_of(interface: InterfaceSeen, relays: tuple[JoinString, ...]) -> Mesh:
     """The mesh that the interface describes.
 
     Two readings of which nobody changed anything are equal: peers and allowed IPs are sorted, and endpoints
@@ -54,7 +55,7 @@ def mesh_of(interface: InterfaceSeen, relay: RelayAddress) -> Mesh:
             )
             for peer in sorted(interface.peers.values(), key=lambda peer: peer.key)
         ),
-        relay=relay,
+        relays=relays,
     )
 
 
@@ -66,14 +67,18 @@ class AdoptedSource:
     """A `Source` that reads the interface anew every `poll_s` seconds while somebody waits for a change."""
 
     def __init__(
-        self, read: Callable[[], Awaitable[InterfaceSeen]], relay: RelayAddress, *, poll_s: float = 1.0
+        self,
+        read: Callable[[], Awaitable[InterfaceSeen]],
+        relays: tuple[JoinString, ...],
+        *,
+        poll_s: float = 1.0,
     ) -> None:
         """`read` gives the interface as it is now (WireGuard.read), or raises HostError."""
-        self._read, self._relay, self._poll_s = read, relay, poll_s
+        self._read, self._relays, self._poll_s = read, relays, poll_s
 
     async def snapshot(self) -> Mesh:
         """The mesh as the interface has it now. Raises HostError with what is missing."""
-        return mesh_of(await self._read(), self._relay)
+        return mesh_of(await self._read(), self._relays)
 
     async def changed(self, seen: Mesh) -> Mesh:
         """The first reading that differs from `seen`. An interface that is away is waited for."""

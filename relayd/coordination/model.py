@@ -7,12 +7,13 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Self
 
 from relayd.endpoints import Endpoint, split_host_port
+from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class RelayAddress:
-    """Where a relay listens: `host` is a DNS name or an address, to be looked up at each dial."""
+    """Where to connect to: `host` is a DNS name or an address, to be looked up at each dial."""
 
     host: str
     port: int
@@ -65,4 +66,5 @@ class Mesh:
     peers: tuple[MeshPeer, ...]
     """Of an adopted interface: those that it has, as AdoptedSource reads them; StaticFile knows none."""
 
-    relay: RelayAddress
+    relays: tuple[JoinString, ...]
+    """Where the relays are, and what the agent and they know each other by; the order means nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from relayd.config import AgentConfig
-from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, OwnedInterface, RelayAddress
+from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, OwnedInterface
 
 
 def mesh_of(config: AgentConfig) -> Mesh:
@@ -21,7 +21,7 @@ def mesh_of(config: AgentConfig) -> Mesh:
             )
             for peer in config.peers
         ),
-        relay=RelayAddress.parse(config.relay),
+        relays=config.relays,
     )
 
 

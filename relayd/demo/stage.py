@@ -8,14 +8,18 @@ addresses are of the blocks for documentation (RFC 5737), the tunnel's of the on
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from relayd.config import RelayConfig
 from relayd.demo.lab import Lab, Node
 from relayd.demo.plan import Stage
 from relayd.demo.process import Process
-from relayd.demo.tunnel import Tunnel, join
+from relayd.demo.tunnel import Tunnel
+from relayd.demo.tunnel import join as connect
 from relayd.errors import HostError
 from relayd.marks import RELAY_PORT
+from relayd.relay.credentials import join_string, load_credentials
 
 INTERFACE = "wg0"
 STATE_DIR = "/run/wirekube"
@@ -36,7 +40,11 @@ class Theatre:
             node.ip(f"route add default via {self.relay_host.addresses[node.name]}")
         self.tunnel_a = Tunnel(self.a, IPv4Interface("198.18.0.1/24"), name=INTERFACE)
         self.tunnel_b = Tunnel(self.b, IPv4Interface("198.18.0.2/24"), name=INTERFACE)
-        join(self.tunnel_a, self.tunnel_b)
+        connect(self.tunnel_a, self.tunnel_b)
+        # The relay would make them at its first start: but relay and agents start at once here.
+        config = RelayConfig(state_dir=str(self.relay_host.path(STATE_DIR)), host="relay.invalid")
+        self.join = join_string(config, load_credentials(config), RELAY_PORT)
+        """What agents need to know of the relay; each reaches it by an address of its own."""
 
     def describe(self) -> Stage:
         """Who stands where."""
@@ -60,11 +68,11 @@ class Theatre:
         """`relayd serve`."""
         return self.relay_host.relayd(
             "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", CONTROL_RELAY,
-            "--auth", "optional", "--state", STATE_DIR,
+            "--state", STATE_DIR,
         )  # fmt: skip
 
     def start_agent(self, node: Node, *more: str) -> Process:
         """`relayd agent` beside the node's WireGuard, with `more` flags."""
-        relay = f"{self.relay_host.addresses[node.name]}:{RELAY_PORT}"
+        relay = replace(self.join, host=str(self.relay_host.addresses[node.name])).format()
         places = ["--interface", INTERFACE, "--state", STATE_DIR, "--control", CONTROL_AGENT]
         return node.relayd("agent", "--relay", relay, *places, *more)

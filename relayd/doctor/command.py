@@ -37,7 +37,7 @@ def as_answer(config: AgentConfig, findings: list[Finding]) -> dict[str, object]
     counts = Counter(finding.level for finding in findings)
     return {
         "interface": config.interface,
-        "relay": config.relay or None,
+        "relay": config.relays[0].address if config.relays else None,
         "errors": counts["error"],
         "warnings": counts["warning"],
         "findings": [

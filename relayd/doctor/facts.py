@@ -99,7 +99,7 @@ class RouteProof:
     unmarked: Hop | None
 
 
-Echo = Literal["returned", "refused", "closed", "silent", "not asked"]
+Echo = Literal["returned", "challenged", "refused", "closed", "silent", "not asked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

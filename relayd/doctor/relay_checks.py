@@ -111,6 +111,8 @@ def reach(facts: HostFacts) -> Iterator[Finding]:
 def _echo(relay: RelayFacts, asked: Reach) -> Iterator[Finding]:
     if asked.echo == "returned":
         yield Finding("relay", "ok", f"{asked.peer} is a relay: a frame to ourselves came back")
+    elif asked.echo == "challenged":
+        yield Finding("relay", "ok", f"{asked.peer} is a relay: it asks for a proof of our key")
     elif asked.echo == "refused":
         yield Finding(
             "relay",

@@ -1,7 +1,8 @@
 """Tries the relay: a TCP connection, and one frame from a throwaway key to itself.
 
-A relay that accepts TCP may be a stopped one, or no relay at all; that a frame comes back is the one sign
-that any relay in the field gives. The key is made for this and forgotten: nobody's connection is replaced.
+A relay that accepts TCP may be a stopped one, or no relay at all. One that asks for a proof of identity shows
+that it lives; of others in the field, that a frame comes back is the one sign that they give. The key is made
+for this and forgotten: nobody's connection is replaced.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from relayd.wire.frames import (
     encode_data,
     encode_register,
 )
+from relayd.wire.identity_frames import CHALLENGE
 
 DIAL_S = 5.0
 ECHO_S = 3.0
@@ -79,6 +81,8 @@ async def _answer(stream: trio.SocketStream, peer: str, expected: bytes) -> Reac
             return Reach(peer=peer, echo="refused", words=decode_error_untrusted(body))
         if kind == DATA and header + body == expected:
             return Reach(peer=peer, echo="returned")
+        if kind == CHALLENGE:
+            return Reach(peer=peer, echo="challenged")
 
 
 async def _exactly(stream: trio.SocketStream, size: int) -> bytes:

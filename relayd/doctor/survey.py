@@ -51,7 +51,7 @@ _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # linux/capability.h
 
 
 async def survey(config: AgentConfig) -> HostFacts:
-    """Everything about this host that an agent with `config` would meet. `config.relay` may be ""."""
+    """Everything about this host that an agent with `config` would meet. There may be no relay."""
     found = WireGuardFacts(in_kernel=None)
     firewalls: list[FirewallDump] = []
     unread: list[UnreadFirewall] = []
@@ -69,8 +69,8 @@ async def survey(config: AgentConfig) -> HostFacts:
 
     async def try_relay() -> None:
         nonlocal relay
-        if config.relay:
-            relay = await _relay(config.relay, may_mark=capabilities.may_mark)
+        if config.relays:
+            relay = await _relay(config.relays[0].address, may_mark=capabilities.may_mark)
 
     capabilities = _capabilities()
     async with trio.open_nursery() as nursery:

@@ -7,7 +7,7 @@ both get their changes from `plan`, so that kernel and userspace WireGuard are t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
@@ -51,6 +51,8 @@ class Interface:
     listen_port: int
     fwmark: int
     peers: Mapping[PublicKey, Peer]
+    private_key: PrivateKey | None = field(default=None, compare=False)
+    """What the agent proves to be with. None: there is none, or it isn't shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from relayd.endpoints import Endpoint
 from relayd.kernel import discover, hints, links, rtnl
 from relayd.kernel.device import NO_KEY, Changes, Interface, Network, Peer
 from relayd.kernel.planned import PlannedWireGuard
-from relayd.keys import PublicKey
+from relayd.keys import PrivateKey, PublicKey
 
 ALLOWED_IPS_A_MESSAGE = 500
 """At most 28 + 8 bytes each: a third of what a netlink attribute can hold (65,535 bytes)."""
@@ -140,10 +140,13 @@ async def _request(wireguard: Any, name: str, attributes: Sequence[_Attribute]) 
 def interface_of(name: str, messages: Iterable[Any]) -> Interface:
     """The interface that the messages of one dump describe."""
     public_key, listen_port, fwmark = NO_KEY, 0, 0
+    private_key: PrivateKey | None = None
     peers: dict[PublicKey, Peer] = {}
     for message in messages:
         # Only the first message has these.
         public_key = _key(message.get_attr("WGDEVICE_A_PUBLIC_KEY")) or public_key
+        private = b64decode(message.get_attr("WGDEVICE_A_PRIVATE_KEY") or b"")
+        private_key = PrivateKey(private) if any(private) else private_key
         listen_port = message.get_attr("WGDEVICE_A_LISTEN_PORT") or listen_port
         fwmark = message.get_attr("WGDEVICE_A_FWMARK") or fwmark
         for attributes in message.get_attr("WGDEVICE_A_PEERS") or ():
@@ -157,7 +160,7 @@ def interface_of(name: str, messages: Iterable[Any]) -> Interface:
                 peers[key] = dataclasses.replace(begun, allowed_ips=begun.allowed_ips + allowed_ips)
             else:
                 peers[key] = _peer(key, allowed_ips, attributes)
-    return Interface(name, public_key, listen_port, fwmark, peers)
+    return Interface(name, public_key, listen_port, fwmark, peers, private_key)
 
 
 def _peer(key: PublicKey, allowed_ips: tuple[Network, ...], attributes: Any) -> Peer:

@@ -32,7 +32,7 @@ class PlannedWireGuard(ABC):
     async def read(self) -> Interface:
         """See relayd.kernel.device.WireGuard."""
         interface = await self.dump()
-        if interface.public_key == NO_KEY:
+        if interface.public_key == NO_KEY or interface.private_key is None:
             raise hints.no_private_key(self.name)
         return interface
 

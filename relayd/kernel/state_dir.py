@@ -27,8 +27,9 @@ SYSCTLS = "sysctls.json"
 CLEAN_STATE_DONE = "clean-state.done"
 LOOPBACK = "loopback.json"
 LOOPBACK_BAD = "loopback.bad"
+RELAYS = "relays.json"
 
-_OF_ALL = (KEY_FILE, SYSCTLS, CLEAN_STATE_DONE, LOOPBACK, LOOPBACK_BAD)
+_OF_ALL = (KEY_FILE, SYSCTLS, CLEAN_STATE_DONE, LOOPBACK, LOOPBACK_BAD, RELAYS)
 _BEING_WRITTEN = ".{name}.*"
 """What a process that was killed while it wrote leaves; `relayd.secret_file` names its files alike."""
 

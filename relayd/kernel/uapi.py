@@ -142,6 +142,7 @@ def interface_of(name: str, pairs: Iterable[tuple[str, str]]) -> Interface:
     Raises RemoteProtocolError.
     """
     public_key, listen_port, fwmark = NO_KEY, 0, 0
+    private_key: PrivateKey | None = None
     peers: dict[PublicKey, Peer] = {}
     draft: _PeerDraft | None = None
     for key, value in pairs:
@@ -153,14 +154,15 @@ def interface_of(name: str, pairs: Iterable[tuple[str, str]]) -> Interface:
             draft.take(key, value)
         elif key == "private_key":
             raw = _hex_key(key, value)
-            public_key = PrivateKey(raw).public() if any(raw) else NO_KEY
+            private_key = PrivateKey(raw) if any(raw) else None
+            public_key = private_key.public() if private_key is not None else NO_KEY
         elif key == "listen_port":
             listen_port = _number(key, value, high=0xFFFF)
         elif key == "fwmark":
             fwmark = _number(key, value, high=0xFFFF_FFFF)
     if draft is not None:
         peers[draft.key] = draft.peer()
-    return Interface(name, public_key, listen_port, fwmark, peers)
+    return Interface(name, public_key, listen_port, fwmark, peers, private_key)
 
 
 class _PeerDraft:

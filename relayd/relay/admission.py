@@ -7,15 +7,14 @@ a connection is displaced -> Displacements.record -> whether two agents share on
 from __future__ import annotations
 
 import hmac
-import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
 
 from relayd.errors import ConfigError
 from relayd.keys import PublicKey
+from relayd.secret_file import lines_of
 from relayd.tokens import check_token
 from relayd.wire.relay_handshake import NotAdmittedError
 
@@ -105,7 +104,7 @@ def parse_allow_list(text: str, *, source: str) -> frozenset[PublicKey]:
     Raises ConfigError with `source` and the line, never quoting it: it might be a private key.
     """
     keys: set[PublicKey] = set()
-    for number, line in _lines(text):
+    for number, line in lines_of(text):
         try:
             key = PublicKey.from_base64(line)
         except ValueError as error:
@@ -125,7 +124,7 @@ def parse_tokens(text: str, *, source: str) -> tuple[str, ...]:
     """The tokens in a token file: one a line, comments as in an allow-list, the newest first (the join string
     shows that one). Raises ConfigError with `source` and the line, never quoting it."""
     tokens: list[str] = []
-    for number, line in _lines(text):
+    for number, line in lines_of(text):
         try:
             token = check_token(line)
         except ValueError as error:
@@ -135,14 +134,6 @@ def parse_tokens(text: str, *, source: str) -> tuple[str, ...]:
     if not tokens:
         raise ConfigError("holds no token", source=source, hint="one a line; without the file one is made")
     return tuple(tokens)
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """What a file says, line by line: (number from 1, text without comment and blanks)."""
-    for number, line in enumerate(text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}").split("\n"), start=1):
-        # A token may have # within; a comment begins the line or follows a blank.
-        if line := re.sub(r"(^|\s)#.*", "", line).strip():
-            yield number, line
 
 
 # Who gives way --------------------------------------------------------------------------------------------

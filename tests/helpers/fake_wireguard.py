@@ -45,6 +45,7 @@ class FakeWireGuard:
             listen_port=listen_port,
             fwmark=fwmark,
             peers={},
+            private_key=private_key,
         )
 
     # What a test does to it, as the kernel, `wg set` or a remote peer would ------------------------------
@@ -134,7 +135,9 @@ class FakeWireGuard:
         if changes.private_key is not None:
             own = changes.private_key.public()
             others = {key: peer for key, peer in self._interface.peers.items() if key != own}
-            self._replace(public_key=own, peers=others)  # an interface is never its own peer
+            self._replace(
+                public_key=own, private_key=changes.private_key, peers=others
+            )  # an interface is never its own peer
         if changes.listen_port is not None:
             self.set_listen_port(changes.listen_port or ANY_PORT)
         if changes.fwmark is not None:

@@ -5,6 +5,8 @@ Not a relay: nothing is forwarded. For what one does by itself, use the real one
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -15,8 +17,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from relayd.coordination.model import RelayAddress
-from relayd.keys import PublicKey
+from relayd.join import JoinString
+from relayd.keys import PrivateKey, PublicKey
+from relayd.wire.boxes import NONCE_BYTES
 from relayd.wire.frames import DATA, HEADER, HEADER_BYTES, REGISTER, encode, encode_data
+from relayd.wire.identity import Admitted
+from relayd.wire.identity_frames import PING, PONG, SESSION_BYTES, Welcome
+from relayd.wire.relay_handshake import Admit, RelayHandshake, RelayIdentity
 
 Frame = tuple[int, bytes]
 """Type and body."""
@@ -49,6 +56,16 @@ class Session:
         assert frame[0] == kind, f"a frame of type {frame[0]:#x}, not {kind:#x}"
         return frame[1]
 
+    async def frames_so_far(self) -> list[Frame]:
+        """All frames that have come by now."""
+        frames: list[Frame] = []
+        while self._held or select.select([self.sock.fileno()], [], [], 0)[0]:
+            frame = await self.next_frame()
+            if frame is None:
+                break
+            frames.append(frame)
+        return frames
+
     async def send(self, data: bytes) -> None:
         """Bytes towards the agent, in one piece or so."""
         view = memoryview(data)
@@ -59,6 +76,43 @@ class Session:
         """Take the Register and return the first echo, as a relay does."""
         assert await self.expect(REGISTER) == key.raw
         await self.echo()
+
+    async def admit(
+        self,
+        identity: PrivateKey,
+        admit: Admit,
+        welcome: Welcome,
+        *,
+        register: bytes | None = None,
+        behind: bytes = b"",
+        now: float = 0.0,
+    ) -> Admitted:
+        """The relay's part of the handshake, whole. What comes after the Proof is left for `next_frame`.
+
+        `register` is the Register that was taken already; `behind` goes out in one piece with the Welcome.
+        """
+        handshake = RelayHandshake(
+            RelayIdentity.of(identity),
+            admit=admit,
+            welcome=welcome,
+            session=os.urandom(SESSION_BYTES),
+            nonce=os.urandom(NONCE_BYTES),
+            now=now,
+        )
+        if register is not None:
+            await self.send(handshake.on_frame(REGISTER, register, now).send)
+        while True:
+            frame = await self.next_frame()
+            assert frame is not None, "the stream ended"
+            step = handshake.on_frame(*frame, now)
+            await self.send(step.send + (behind if step.outcome is not None else b""))
+            if step.outcome is not None:
+                assert isinstance(step.outcome, Admitted), step.outcome
+                return step.outcome
+
+    async def pong(self) -> None:
+        """Answer the next frame, which must be Ping."""
+        await self.send(encode(PONG, await self.expect(PING)))
 
     async def echo(self) -> None:
         """Return the next frame, which must be Data."""
@@ -87,6 +141,8 @@ class TinyRelay:
         self._listener.listen()
         self._sessions: list[Session] = []
         self.address = RelayAddress("127.0.0.1", self._listener.getsockname()[1])
+        self.join = JoinString(self.address.host, self.address.port)
+        """Without a key: a relay of part 1."""
 
     async def accept(self) -> Session:
         """The next connection."""
@@ -127,6 +183,7 @@ class TinyRelay:
 async def dial_unmarked(relay: RelayAddress, *, timeout_s: float) -> socket.socket:
     """`relay_dial.dial` without the mark, which takes a capability, and to an address only."""
     sock = socket.socket()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with trio.fail_after(timeout_s):
         await trio.socket.from_stdlib_socket(sock).connect((relay.host, relay.port))
     return sock

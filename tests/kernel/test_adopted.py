@@ -112,7 +112,7 @@ def endpoints() -> dict[str, str]:
 def test_only_endpoints_change_and_release_puts_them_back(node: Node, agents: Agents, tmp_path: Path) -> None:
     serving = agents.start(
         *("b", "serve", "--listen", "192.0.2.9:3478", "--control", str(tmp_path / "relay")),
-        *("--auth", "optional", "--state", str(tmp_path / "relay-state")),
+        *("--open", "--state", str(tmp_path / "relay-state")),
     )
     serving.wait_for("relay.started")
     node.quick()

@@ -77,7 +77,7 @@ class Node:
     def relay(self) -> Running:
         return self.agents.start(
             *("b", "serve", "--listen", "192.0.2.2:3478", "--control", str(self.relay_control)),
-            *("--auth", "optional", "--state", f"{self.relay_control}-state"),
+            *("--open", "--state", f"{self.relay_control}-state"),
         )
 
     def ready(self) -> Running:

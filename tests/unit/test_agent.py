@@ -44,7 +44,8 @@ async def wireguard_socket() -> AsyncIterator[trio.socket.SocketType]:
 
 def config(relay: TinyRelay, folder: Path) -> AgentConfig:
     return AgentConfig(
-        relay=str(relay.address),
+        relays=(relay.join,),
+        insecure_relay=True,
         interface="wg0",
         control=str(folder / "agent.sock"),
         http=None,

@@ -12,6 +12,7 @@ from relayd.config import AgentConfig, PeerConfig, RelayConfig, load_agent, load
 from relayd.config.settings import RELAY
 from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError
+from relayd.join import JoinString
 from tests.helpers.config_files import (
     AGENT,
     KEY_A,
@@ -36,7 +37,7 @@ def directory(tmp_path: Path) -> Path:
 
 def test_a_full_file_says_all_that_is_in_it(directory: Path) -> None:
     config = load_agent(write(directory, AGENT), {}, environ={})
-    assert config.relay == "relay.example.net:3478"
+    assert config.relays == (JoinString("relay.example.net", 3478),)
     assert config.interface == "wg0"
     owned = config.owned
     assert owned is not None
@@ -76,7 +77,7 @@ def test_a_configuration_is_frozen() -> None:
 
 def test_without_a_file_an_agent_uses_an_interface_that_exists() -> None:
     config = load_agent(None, {"relay": "[2001:DB8::1]:3478"}, environ={})
-    assert config == AgentConfig(relay="[2001:db8::1]:3478", interface="wire_kube", owned=None)
+    assert config == AgentConfig(relays=(JoinString("2001:db8::1", 3478),), interface="wire_kube")
     assert config.control_path == "/run/relayd/agent-wire_kube.sock"
 
 
@@ -167,7 +168,7 @@ def test_every_setting_of_an_agent_can_come_from_the_environment() -> None:
         "RELAYD_PORT": "tcp://10.0.0.1:3478",  # Kubernetes' own
     }
     assert load_agent(None, {}, environ=environ) == AgentConfig(
-        relay="192.0.2.1:3478",
+        relays=(JoinString("192.0.2.1", 3478),),
         interface="wg3",
         state_dir="/tmp/state",
         control="/tmp/c.sock",
@@ -254,7 +255,7 @@ def test_an_error_names_the_variable(name: str, text: str, problem: str) -> None
 
 
 def test_without_any_relay_the_error_says_how_to_name_one() -> None:
-    with pytest.raises(ConfigError, match="--relay HOST:PORT, RELAYD_RELAY, or address in"):
+    with pytest.raises(ConfigError, match="--relay RELAY, RELAYD_RELAY, or address in"):
         load_agent(None, {}, environ={})
 
 
@@ -308,11 +309,21 @@ def test_the_agents_example_shows_every_setting_and_its_default(directory: Path)
     )
     config = load_agent(write(directory, text), {}, environ={})
     assert [str(peer.endpoint) for peer in config.peers] == ["192.0.2.7:51820", "None"]
-    everything = uncommented(text)
+    second = directory / "relay.join"
+    second.write_text("relayd://relay2.example.net:3478\n")
+    second.chmod(0o600)
+    everything = uncommented(text).replace("/etc/relayd/relay.join", str(second))
     with_defaults = load_agent(write(directory, everything), {}, environ={})
-    assert with_defaults == msgspec.structs.replace(config, control=config.control_path)
+    assert with_defaults == msgspec.structs.replace(
+        config,
+        control=config.control_path,
+        relays=(*config.relays, JoinString("relay2.example.net", 3478)),
+        relay_file=str(second),
+    )
     tables_apart = {
-        "relay": "address",
+        "relays": "address",
+        "relay_file": "file",
+        "insecure_relay": "insecure",
         "interface": "name",
         "owned": "private_key_file",
         "peers": "public_key",

@@ -237,7 +237,7 @@ AGENT_MISTAKES = {
     "no relay": (
         'address = "relay.example.net:3478"\n',
         "",
-        (1, "relay.address", "no relay is named", "--relay HOST:PORT, RELAYD_RELAY, or address in [relay]"),
+        (1, "relay.address", "no relay is named", "--relay RELAY, RELAYD_RELAY, or address in [relay]"),
     ),
     "a relay without port": (
         "relay.example.net:3478",
@@ -247,11 +247,11 @@ AGENT_MISTAKES = {
     "a relay that is a URL": (
         "relay.example.net:3478",
         "https://relay.example.net:3478",
-        (2, "relay.address", "is a URL", "HOST:PORT"),
+        (2, "relay.address", "begins with relayd://", "relayd serve --show-join"),
     ),
     "a relay that no name can be": (
         "relay.example.net",
-        "relay example",
+        "relay..example",
         (2, "relay.address", "host name", "HOST:"),
     ),
     "a relay of too few numbers": (
@@ -328,7 +328,7 @@ def test_a_mistake_has_line_key_problem_and_hint(mistake: str, directory: Path) 
             "there is no [interface] for it",
             "add [interface]",
         ),
-        ("", None, "relay.address", "no relay is named", "--relay HOST:PORT"),
+        ("", None, "relay.address", "no relay is named", "--relay RELAY"),
     ],
 )
 def test_a_wrong_shape_has_line_key_problem_and_hint(

@@ -14,6 +14,7 @@ from relayd.config.report import HIDDEN, effective, examine, role_of
 from relayd.config.settings import AGENT, RELAY, Role
 from relayd.config.toml import parse_document
 from relayd.errors import ConfigError
+from relayd.join import JoinString
 from tests.helpers.config_files import AGENT as AGENT_FILE
 from tests.helpers.config_files import OWN, change, with_private_key, write
 
@@ -194,7 +195,7 @@ def test_show_names_the_flag_that_names_the_interface(
 
 def test_show_without_a_file(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = shown(capsys, "--role", "agent", "--relay", "192.0.2.1:1", "--interface", "wg7")
-    assert values["relay.address"] == ("192.0.2.1:1", "--relay", None)
+    assert values["relay.address"] == (["relayd://192.0.2.1:1"], "--relay", None)
     assert values["agent.control"] == ("/run/relayd/agent-wg7.sock", "default", None)
     assert cli.main(["config", "show"]) == 2
     assert "neither a file nor a role is named" in capsys.readouterr().err
@@ -230,6 +231,6 @@ def test_changes_are_told_apart_by_what_can_be_applied() -> None:
 
 
 def test_peers_and_interface_are_compared_too() -> None:
-    old = AgentConfig(relay="192.0.2.1:1")
-    new = AgentConfig(relay="192.0.2.1:1", interface="wg1")
+    old = AgentConfig(relays=(JoinString("192.0.2.1", 1),))
+    new = AgentConfig(relays=(JoinString("192.0.2.1", 1),), interface="wg1")
     assert changes.changes(AGENT, old, new).restart == ("interface",)

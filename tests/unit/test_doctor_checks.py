@@ -448,6 +448,7 @@ def test_not_being_allowed_to_mark_is_said_and_the_relay_asked_all_the_same() ->
     ("echo", "level", "words"),
     [
         ("returned", "ok", "came back"),
+        ("challenged", "ok", "asks for a proof"),
         ("refused", "ok", "lets no stranger in: not on the list"),
         ("closed", "warning", "closed the connection"),
         ("silent", "error", "gives no frame back"),

@@ -16,6 +16,7 @@ from relayd.doctor.facts import HostFacts
 from relayd.doctor.finding import Finding
 from relayd.doctor.udp_ports import parse_table
 from relayd.doctor.view import print_findings
+from relayd.join import JoinString
 from tests.unit.test_doctor_checks import BARE, DOWN, SET_UP, relay
 
 FINDINGS = [
@@ -75,21 +76,21 @@ def test_the_exit_status_tells_whether_there_is_an_error(
         return facts
 
     monkeypatch.setattr(command, "survey", seen)
-    assert command.check(AgentConfig(relay=""), as_json=True) == status
+    assert command.check(AgentConfig(), as_json=True) == status
     answer = json.loads(capsys.readouterr().out)
     assert answer["errors"] == status
     assert answer["relay"] is None
     assert {finding["level"] for finding in answer["findings"]} <= {"ok", "warning", "error"}
     for finding in answer["findings"]:
         assert "\\n" not in finding["command"], "a command of two lines is two lines"
-    assert command.check(AgentConfig(relay=""), as_json=False) == status
+    assert command.check(AgentConfig(), as_json=False) == status
     assert f"{status} error" in capsys.readouterr().out
 
 
 def test_a_host_can_be_looked_over_without_a_relay() -> None:
-    assert load_agent(None, {}, environ={}, relay_needed=False).relay == ""
+    assert load_agent(None, {}, environ={}, relay_needed=False).relays == ()
     named = load_agent(None, {}, environ={"RELAYD_RELAY": "192.0.2.1:3478"}, relay_needed=False)
-    assert named.relay == "192.0.2.1:3478"
+    assert named.relays == (JoinString("192.0.2.1", 3478),)
 
 
 @pytest.mark.skipif(sys.byteorder == "big", reason="the table below is a little-endian machine's")

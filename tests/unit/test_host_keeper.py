@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from relayd import marks
 from relayd.agent.host_keeper import EVERY_S, HostKeeper
-from relayd.coordination.model import RelayAddress
 from relayd.errors import HostError
+from relayd.join import JoinString
 from relayd.kernel import host_rules
 from relayd.kernel.host_rules import HostRules, Inventory, LoopError
 from relayd.kernel.routing import Address, RoutingChanges
@@ -23,7 +23,7 @@ from relayd.kernel.sysctls import Sysctls
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
 
 OURS = host_rules.owned("wire_kube", [ip_interface("10.8.0.1/24")], [ip_network("10.9.0.0/24")])
-RELAY = RelayAddress("relay.example.net", 3478)
+RELAYS = (JoinString("relay.example.net", 3478),)
 
 
 class Host:
@@ -40,7 +40,7 @@ class Host:
         self.news: Callable[[], None] = lambda: None
         self.lines: list[Mapping[str, object]] = []
 
-    async def resolve(self, relay: RelayAddress) -> Sequence[Address]:
+    async def resolve(self, relays: Sequence[JoinString]) -> Sequence[Address]:
         await trio.lowlevel.checkpoint()
         return self.addresses
 
@@ -59,7 +59,7 @@ class Host:
         return HostKeeper(
             self.rules,
             inventory,
-            RELAY,
+            RELAYS,
             keep_interface=self.keep_interface,
             resolve=self.resolve,
             watch=self.watch,

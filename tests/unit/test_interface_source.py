@@ -9,15 +9,16 @@ import trio
 from trio.testing import MockClock
 
 from relayd.coordination.interface import AdoptedSource
-from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, RelayAddress
+from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer
 from relayd.coordination.source import Source
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
+from relayd.join import JoinString
 from relayd.keys import PublicKey
 from tests.helpers.fake_wireguard import FakeWireGuard
 from tests.helpers.wireguard_contract import networks, new_key
 
-RELAY = RelayAddress("relay.example.net", 3478)
+RELAYS = (JoinString("relay.example.net", 3478),)
 A, B = sorted(new_key().public() for _ in range(2))
 
 
@@ -31,7 +32,7 @@ def wireguard() -> FakeWireGuard:
 
 @pytest.fixture
 def source(wireguard: FakeWireGuard) -> Source:
-    return AdoptedSource(wireguard.read, RELAY)
+    return AdoptedSource(wireguard.read, RELAYS)
 
 
 async def test_the_interface_is_the_mesh(source: Source) -> None:
@@ -41,7 +42,7 @@ async def test_the_interface_is_the_mesh(source: Source) -> None:
             MeshPeer(key=A, allowed_ips=(ip_network("10.1.0.0/16"), ip_network("fd01::/64"))),
             MeshPeer(key=B, allowed_ips=(ip_network("10.2.0.0/16"),), keepalive_s=25),
         ),
-        relay=RELAY,
+        relays=RELAYS,
     )
 
 

@@ -1,20 +1,35 @@
-"""link_state: when to send what, and when a relay is dead. No I/O, no clock."""
+"""link_state: when to ask a relay whether it lives, and when it is dead. No I/O, no clock."""
 
 from __future__ import annotations
 
 import pytest
 
-from relayd.agent.link_state import ECHO_BYTES, ECHO_MAGIC, MISSED_WHILE_MOVING, Due, LinkState
+from relayd.agent.link_state import (
+    ECHO_BYTES,
+    ECHO_MAGIC,
+    LOOK_S,
+    MISSED_WHILE_MOVING,
+    Due,
+    LinkState,
+    Moved,
+)
 from relayd.backoff import Backoff
 from relayd.keys import PublicKey
-from relayd.wire.frames import DATA, HEADER, KEEPALIVE_FRAME, KEYED_BYTES
+from relayd.wire.frames import DATA, HEADER, HEADER_BYTES, KEEPALIVE_FRAME, KEYED_BYTES
+from relayd.wire.identity_frames import PING
 
 KEY = PublicKey(bytes(range(32)))
 NONCE = b"\x01\x02\x03\x04"
+QUIET = Moved()
+"""A connection on which nothing but the questions moves; those are too few to count here."""
 
 
-def link(nonce: bytes = NONCE, *, keepalive_s: float = 25.0, echo_s: float = 10.0) -> LinkState:
-    return LinkState(KEY, nonce, 100.0, keepalive_s=keepalive_s, echo_s=echo_s)
+def link(
+    nonce: bytes = NONCE, *, keepalive_s: float = 1000.0, probe_s: float = 8.0, pings: bool = False
+) -> LinkState:
+    state = LinkState(KEY, nonce, 100.0, keepalive_s=keepalive_s, probe_s=probe_s)
+    state.ask(100.0, pings=pings)
+    return state
 
 
 def echo_in(due: Due) -> bytes:
@@ -26,92 +41,153 @@ def echo_in(due: Due) -> bytes:
     return frame[KEYED_BYTES:]
 
 
+def token_in(due: Due) -> bytes:
+    """The token of the one Ping that is due."""
+    (frame,) = due.frames
+    assert HEADER.unpack_from(frame)[1] == PING
+    return frame[HEADER_BYTES:]
+
+
+def next_due(state: LinkState, moved: Moved = QUIET) -> tuple[float, Due]:
+    """The next moment at which there is something to do, on a connection that moved this much by then."""
+    while True:
+        now = state.next_at
+        due = state.due(now, moved)
+        if due != Due():
+            return now, due
+
+
 def test_first_echo_is_due_at_once_and_measures_the_round_trip() -> None:
     state = link()
     assert state.last_sign_at is None
-    payload = echo_in(state.due(100.0, 0))
+    payload = echo_in(state.due(100.0, QUIET))
     assert state.echoed(payload, 100.125)
     assert state.alive
     assert state.round_trip_s == pytest.approx(0.125)
-    assert state.next_at == 110.0
+    assert next_due(state)[0] == 108.0
+
+
+def test_nothing_is_asked_before_it_is_told_how() -> None:
+    state = LinkState(KEY, NONCE, 100.0, keepalive_s=25.0, probe_s=8.0)
+    assert state.due(124.9, QUIET) == Due()
+    assert state.next_at == 125.0
+    state.ask(124.9, pings=True)
+    assert token_in(state.due(124.9, QUIET))
 
 
 def test_echoes_keep_their_interval_while_they_are_answered() -> None:
-    state = link(keepalive_s=1000.0)
-    sent_at = []
-    now = 100.0
-    for _ in range(5):
-        payload = echo_in(state.due(now, 0))
-        sent_at.append(now)
-        assert state.echoed(payload, now + 0.5)
-        assert state.due(now + 1.0, 0) == Due()
-        now = state.next_at
-    assert sent_at == [100.0, 110.0, 120.0, 130.0, 140.0]
-
-
-def test_silent_relay_is_dead_after_two_echoes_within_fifteen_seconds() -> None:
     state = link()
-    assert state.echoed(echo_in(state.due(100.0, 0)), 100.0)
-    echo_in(state.due(110.0, 50))
-    assert state.next_at == 112.5
-    assert state.due(112.4, 50) == Due()
-    echo_in(state.due(112.5, 50))
-    assert state.due(114.9, 50) == Due()
-    assert state.due(115.0, 50).dead == "2 echoes unanswered"
+    sent_at = []
+    for _ in range(5):
+        now, due = next_due(state)
+        sent_at.append(now)
+        assert state.echoed(echo_in(due), now + 0.5)
+        assert state.due(now + 1.0, QUIET) == Due()
+    assert sent_at == [100.0, 108.0, 116.0, 124.0, 132.0]
+
+
+@pytest.mark.parametrize("pings", [False, True])
+def test_silent_relay_is_dead_after_two_questions_within_twelve_seconds(pings: bool) -> None:
+    """G8, idle: it falls silent right after its last answer."""
+    state = link(pings=pings)
+    due = state.due(100.0, QUIET)
+    if pings:
+        assert state.ponged(token_in(due), 100.0)
+    else:
+        assert state.echoed(echo_in(due), 100.0)
+    times = []
+    while not due.dead:
+        now, due = next_due(state)
+        times.append(now)
+    assert times == [108.0, 110.0, 112.0]
+    assert due.dead == f"2 {'pings' if pings else 'echoes'} unanswered"
+
+
+@pytest.mark.parametrize("fell_silent_after_s", [0.0, 0.1, LOOK_S - 0.1, LOOK_S, 4.0, 7.9])
+def test_busy_relay_that_falls_silent_is_dead_within_ten_seconds(fell_silent_after_s: float) -> None:
+    """G8, busy: we send all the time, and from some moment on nothing comes back."""
+    state = link()
+    assert state.echoed(echo_in(state.due(100.0, Moved(10, 0))), 100.0)
+    silent_at = 100.0 + fell_silent_after_s
+    while True:
+        now = state.next_at
+        moved = Moved(sent=int(now * 1000), received=int(min(now, silent_at) * 1000))
+        if state.due(now, moved).dead:
+            break
+    assert now - silent_at <= 7.0
+
+
+def test_one_way_traffic_is_asked_more_often_and_is_not_dead() -> None:
+    """Nothing but answers comes back from a relay that carries a stream of UDP one way."""
+    state = link(pings=True)
+    received = asked = 0
+    while (now := state.next_at) < 200.0:
+        due = state.due(now, Moved(sent=int(now * 1e6), received=received))
+        assert not due.dead
+        for _ in due.frames:
+            asked += 1
+            received += 13
+            assert state.ponged(token_in(due), now + 0.05)
+    assert 100 / 8 < asked < 100 / LOOK_S
 
 
 def test_one_lost_echo_is_forgotten_when_the_next_comes_back() -> None:
     state = link()
-    now = 100.0
     for _ in range(10):
-        echo_in(state.due(now, 0))  # lost
-        payload = echo_in(state.due(state.next_at, 0))
-        assert state.echoed(payload, now + 3.0)
-        now = state.next_at
+        echo_in(next_due(state)[1])  # lost
+        now, due = next_due(state)
+        assert state.echoed(echo_in(due), now + 1.5)
 
 
 def test_late_echo_counts_too() -> None:
     state = link()
-    first = echo_in(state.due(100.0, 0))
-    second = echo_in(state.due(102.5, 0))
+    first = echo_in(state.due(100.0, QUIET))
+    second = echo_in(state.due(102.0, QUIET))
     assert state.echoed(first, 103.0)
     assert state.round_trip_s == pytest.approx(3.0)
-    assert state.due(110.0, 0).frames
-    assert state.echoed(second, 110.1)
+    assert state.due(108.0, QUIET).frames
+    assert state.echoed(second, 108.1)
 
 
-def test_lost_echoes_do_not_kill_a_link_that_moves_bytes_but_not_for_ever() -> None:
-    state = link(keepalive_s=1000.0)
-    moved = 0
-    state.due(100.0, moved)
-    for missed in range(1, MISSED_WHILE_MOVING):
-        moved += 1000
-        assert state.due(state.next_at, moved).dead == "", missed
-    moved += 1000
-    assert state.due(state.next_at, moved).dead == f"{MISSED_WHILE_MOVING} echoes unanswered"
+def test_lost_questions_do_not_kill_a_link_that_moves_bytes_but_not_for_ever() -> None:
+    state = link()
+    moved = Moved()
+    asked = 0
+    while not (due := state.due(state.next_at, moved)).dead:
+        asked += len(due.frames)
+        moved = Moved(moved.sent + 2000, moved.received + 1000, 0)
+    assert asked == MISSED_WHILE_MOVING
+    assert due.dead == f"{MISSED_WHILE_MOVING} echoes unanswered"
 
 
-def test_silence_after_traffic_still_needs_two_echoes() -> None:
-    state = link(keepalive_s=1000.0)
-    state.due(100.0, 0)
-    assert not state.due(102.5, 1000).dead
-    assert not state.due(105.0, 1000).dead
-    assert state.due(107.5, 1000).dead
+def test_a_full_socket_that_takes_bytes_is_no_silence() -> None:
+    state = link()
+    state.due(100.0, Moved())
+    assert not state.due(102.0, Moved(1000, 0, 1000)).dead
+    assert not state.due(104.0, Moved(2000, 0, 2000)).dead
+    assert not state.due(106.0, Moved(2000, 0, 2000)).dead
+    assert state.due(108.0, Moved(2000, 0, 2000)).dead
 
 
 def test_keepalive_is_sent_every_interval_whatever_the_echoes_do() -> None:
-    state = link(keepalive_s=25.0, echo_s=1000.0)
-    assert state.echoed(echo_in(state.due(100.0, 0)), 100.0)
-    assert state.next_at == 125.0
-    assert state.due(124.9, 0) == Due()
-    assert state.due(125.0, 0) == Due((KEEPALIVE_FRAME,))
-    assert state.next_at == 150.0
+    state = link(keepalive_s=25.0, probe_s=1000.0)
+    assert state.echoed(echo_in(state.due(100.0, QUIET)), 100.0)
+    assert next_due(state) == (125.0, Due((KEEPALIVE_FRAME,)))
+    assert next_due(state) == (150.0, Due((KEEPALIVE_FRAME,)))
+
+
+def test_a_relay_says_how_often_it_wants_to_be_kept_alive() -> None:
+    state = LinkState(KEY, NONCE, 100.0, keepalive_s=25.0, probe_s=1000.0)
+    state.ask(101.0, pings=True, keepalive_s=5.0)
+    assert state.ponged(token_in(state.due(101.0, QUIET)), 101.0)
+    assert next_due(state) == (106.0, Due((KEEPALIVE_FRAME,)))
+    assert next_due(state) == (111.0, Due((KEEPALIVE_FRAME,)))
 
 
 def test_echo_of_an_earlier_connection_says_nothing_about_this_one() -> None:
-    before = echo_in(link(b"\xff" * 4).due(100.0, 0))
+    before = echo_in(link(b"\xff" * 4).due(100.0, QUIET))
     state = link()
-    state.due(100.0, 0)
+    state.due(100.0, QUIET)
     assert not state.echoed(before, 100.1)
     assert not state.alive
 
@@ -128,19 +204,28 @@ def test_echo_of_an_earlier_connection_says_nothing_about_this_one() -> None:
 )
 def test_what_was_never_sent_is_no_echo(payload: bytes) -> None:
     state = link()
-    state.due(100.0, 0)
+    state.due(100.0, QUIET)
     assert not state.echoed(payload, 100.1)
 
 
-def test_an_echo_counts_once() -> None:
+def test_an_answer_counts_once() -> None:
     state = link()
-    payload = echo_in(state.due(100.0, 0))
+    payload = echo_in(state.due(100.0, QUIET))
     assert state.echoed(payload, 100.1)
     assert not state.echoed(payload, 100.2)
 
 
+def test_a_pong_for_an_echo_and_an_echo_for_a_ping_are_none() -> None:
+    echoes, pings = link(), link(pings=True)
+    payload, token = echo_in(echoes.due(100.0, QUIET)), token_in(pings.due(100.0, QUIET))
+    assert not echoes.ponged(payload[len(ECHO_MAGIC) :], 100.1)
+    assert not pings.echoed(ECHO_MAGIC + token, 100.1)
+    assert echoes.echoed(payload, 100.1)
+    assert pings.ponged(token, 100.1)
+
+
 def test_an_echo_looks_like_no_wireguard_message() -> None:
-    payload = echo_in(link().due(100.0, 0))
+    payload = echo_in(link().due(100.0, QUIET))
     assert len(payload) == ECHO_BYTES
     assert payload[0] not in (1, 2, 3, 4)
 
@@ -148,12 +233,11 @@ def test_an_echo_looks_like_no_wireguard_message() -> None:
 def test_useful_life_ends_with_the_last_sign_of_life() -> None:
     state = link()
     assert state.useful_for_s() == 0.0
-    assert state.echoed(echo_in(state.due(100.0, 0)), 100.5)
+    assert state.echoed(echo_in(state.due(100.0, QUIET)), 100.5)
     assert state.useful_for_s() == pytest.approx(0.5)
-    assert state.echoed(echo_in(state.due(110.0, 0)), 110.5)
-    state.due(120.0, 0)
-    state.due(122.5, 0)
-    assert state.due(125.0, 0).dead
+    assert state.echoed(echo_in(state.due(110.0, QUIET)), 110.5)
+    while not next_due(state)[1].dead:
+        pass
     assert state.useful_for_s() == pytest.approx(10.5)
 
 

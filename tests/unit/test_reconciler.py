@@ -56,8 +56,8 @@ class Host:
     def set_wireguard_port(self, port: int) -> None:
         self.ports.append(port)
 
-    def register_as(self, key: PublicKey) -> None:
-        self.keys.append(key)
+    def register_as(self, key: PrivateKey) -> None:
+        self.keys.append(key.public())
 
     async def reopen(self) -> FakeWireGuard:
         await trio.lowlevel.checkpoint()

@@ -13,6 +13,7 @@ from relayd.config import AgentConfig, load_agent
 from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, OwnedInterface, RelayAddress
 from relayd.coordination.source import Source
 from relayd.coordination.static_file import StaticFile
+from relayd.join import JoinString
 from tests.helpers.config_files import AGENT, KEY_A, OWN, with_private_key, write
 
 
@@ -24,7 +25,7 @@ async def test_the_snapshot_is_what_the_file_says(tmp_path: Path) -> None:
     assert mesh.interface == OwnedInterface(
         name="wg0", private_key=OWN, listen_port=51821, addresses=config.owned.address, mtu=1380
     )
-    assert mesh.relay == RelayAddress("relay.example.net", 3478)
+    assert mesh.relays == (JoinString("relay.example.net", 3478),)
     assert mesh.peers[0] == MeshPeer(
         key=KEY_A,
         allowed_ips=config.peers[0].allowed_ips,
@@ -37,14 +38,14 @@ async def test_the_snapshot_is_what_the_file_says(tmp_path: Path) -> None:
 
 
 async def test_an_interface_that_exists_is_adopted_by_name() -> None:
-    source = StaticFile(AgentConfig(relay="[2001:db8::1]:3478", interface="wg7"))
-    expected = Mesh(interface=AdoptedInterface("wg7"), peers=(), relay=RelayAddress("2001:db8::1", 3478))
+    source = StaticFile(AgentConfig(relays=(JoinString("2001:db8::1", 3478),), interface="wg7"))
+    expected = Mesh(interface=AdoptedInterface("wg7"), peers=(), relays=(JoinString("2001:db8::1", 3478),))
     assert await source.snapshot() == expected
 
 
 async def test_a_file_never_changes(mock_clock: MockClock) -> None:
     mock_clock.autojump_threshold = 0
-    source = StaticFile(AgentConfig(relay="192.0.2.1:3478"))
+    source = StaticFile(AgentConfig(relays=(JoinString("192.0.2.1", 3478),)))
     seen = await source.snapshot()
     with trio.move_on_after(1_000_000) as scope:
         await source.changed(seen)
@@ -52,10 +53,10 @@ async def test_a_file_never_changes(mock_clock: MockClock) -> None:
 
 
 async def test_who_saw_something_else_is_told_at_once() -> None:
-    source = StaticFile(AgentConfig(relay="192.0.2.1:3478"))
+    source = StaticFile(AgentConfig(relays=(JoinString("192.0.2.1", 3478),)))
     current = await source.snapshot()
     with trio.fail_after(1):
-        assert await source.changed(replace(current, relay=RelayAddress("192.0.2.2", 1))) == current
+        assert await source.changed(replace(current, relays=(JoinString("192.0.2.2", 1),))) == current
 
 
 @pytest.mark.parametrize("text", ["relay.example.net:3478", "192.0.2.1:1", "[2001:db8::1]:65535"])
