@@ -34,6 +34,11 @@ FIREWALL_CHAIN = "KUBE-FIREWALL"
 
 FIREWALL_COMMENT = "wirekube: allow WG relay proxy on loopback"
 
+NAT_CHAIN = "KUBE-POSTROUTING"
+"""kube-proxy's: it gives another source to what carries the bit 0x4000 of the mark, as FWMARK does."""
+
+NAT_COMMENT = "relayd: WireGuard packets keep their source"
+
 HANDSHAKE_FRESH_S = 180.0
 """A session is dead when its last handshake is older: REJECT_AFTER_TIME of the WireGuard paper, section 6."""
 

@@ -108,5 +108,5 @@ async def _rules(routing: Routing, firewall: Firewall, say: Callable[[str], None
         say(f"removed {rule}")
     for chain in await firewall.chains():
         for _ in chain.ours:
-            await firewall.delete(chain.variant)
+            await firewall.delete(chain)
             say(f"removed {chain}")

@@ -22,7 +22,7 @@ CHECKS: tuple[Check, ...] = (
     host_checks.reverse_path,
     firewall_checks.policy,
     firewall_checks.mark_users,
-    firewall_checks.kube_firewall,
+    firewall_checks.kubernetes,
     relay_checks.routes,
     relay_checks.reach,
     host_checks.state,

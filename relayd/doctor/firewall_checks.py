@@ -1,17 +1,18 @@
-"""What decides over marked packets: policy rules, the firewall's rules, kubelet's chain. Pure."""
+"""What decides over marked packets: policy rules, the firewall's rules, Kubernetes' chains. Pure."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from relayd import marks
 from relayd.doctor import mark_users as users
 from relayd.doctor.facts import FirewallDump, HostFacts
 from relayd.doctor.finding import Finding
 from relayd.doctor.ours import ip, is_set_up, local_priority
-from relayd.kernel.firewall import SPEC
+from relayd.kernel.firewall import KUBE_PROXY, KUBELET, Chain
 from relayd.kernel.host_rules import is_mark_rule, is_table_rule, mark_rule
 from relayd.kernel.routing import RoutingState, Rule
 
@@ -103,7 +104,13 @@ def mark_users(facts: HostFacts) -> Iterator[Finding]:
             harmless.append(user)
     for dump in facts.firewalls:
         spared = _spares_marked(dump)
+        kube_proxys = f"{dump.program} {KUBE_PROXY.table} {KUBE_PROXY.keeps_from}"
+        exempt = any(
+            chain.exemption == KUBE_PROXY and chain.program == dump.program for chain in facts.kube_chains
+        )
         for user in users.of_firewall(dump):
+            if exempt and user.place == kube_proxys:
+                continue  # a finding of its own
             if user.collides and not (spared and _is_nat(user)):
                 yield _collision_in_firewall(dump, user)
             else:
@@ -204,40 +211,73 @@ def _spares_marked(dump: FirewallDump) -> bool:
     return False
 
 
-# --- kubelet's chain ---
+# --- kubelet's chain, and kube-proxy's ---
 
 
-def kube_firewall(facts: HostFacts) -> Iterator[Finding]:
-    """kubelet's chain drops what comes to 127.0.0.0/8 from elsewhere; ours must stand before that."""
-    name = marks.FIREWALL_CHAIN
-    if not facts.kube_chains:
-        yield Finding("kube-firewall", "ok", f"no chain {name}: nothing to make an exception in")
-    for chain in facts.kube_chains:
-        program = f"iptables-{chain.variant}"
-        insert = f"{program} -t filter -I {name} 1 {shlex.join(SPEC)}"
-        delete = f"{program} -t filter -D {name} {shlex.join(SPEC)}"
-        if chain.is_right:
-            yield Finding("kube-firewall", "ok", f"{program}: the exception stands first in {name}")
-        elif chain.ours:
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What findings say of an exemption."""
+
+    check: str
+    place: str
+    right: str
+    otherwise: str
+
+
+_WORDS = {
+    KUBELET: _Words(
+        "kube-firewall",
+        f"first in {marks.FIREWALL_CHAIN}",
+        "once and first",
+        "kubelet's rule drops what a CNI rewrote on its way to the agent on lo",
+    ),
+    KUBE_PROXY: _Words(
+        "kube-proxy",
+        f"before the jump to {marks.NAT_CHAIN}",
+        "once and before it",
+        f"{MARK} & 0x4000 is 0x4000: kube-proxy takes our packets for its own. Relayed datagrams on lo get "
+        "another source port, which the agent refuses; direct tunnels leave by another port than peers know",
+    ),
+}
+
+
+def kubernetes(facts: HostFacts) -> Iterator[Finding]:
+    """What kubelet drops and kube-proxy rewrites: our exemptions must stand before that."""
+    for exemption, words in _WORDS.items():
+        chains = [chain for chain in facts.kube_chains if chain.exemption == exemption]
+        if not chains:
             yield Finding(
-                "kube-firewall",
-                "warning",
-                f"{program}: the exception in {name} stands at {', '.join(map(str, chain.ours))} of "
-                f"{chain.length} rules, not once and first",
-                meaning="what stands before it decides first; a copy survives when one is removed",
-                command="\n".join([*[delete] * len(chain.ours), insert]),
+                words.check, "ok", f"no chain {exemption.keeps_from}: nothing to make an exception in"
             )
-        elif is_set_up(facts):
-            yield Finding(
-                "kube-firewall",
-                "error",
-                f"{program}: the chain {name} has no exception for {MARK}",
-                meaning="kubelet's rule drops what a CNI rewrote on its way to the agent on lo",
-                command=insert,
-            )
-        else:
-            yield Finding(
-                "kube-firewall",
-                "ok",
-                f"{program} has a chain {name}; the agent puts its exception in front as it starts",
-            )
+        for chain in chains:
+            yield _exemption(chain, words, set_up=is_set_up(facts))
+
+
+def _exemption(chain: Chain, words: _Words, *, set_up: bool) -> Finding:
+    one, program = chain.exemption, chain.program
+    insert = f"{program} -t {one.table} -I {one.chain} {chain.place} {shlex.join(one.spec)}"
+    delete = f"{program} -t {one.table} -D {one.chain} {shlex.join(one.spec)}"
+    if chain.is_right:
+        return Finding(words.check, "ok", f"{program}: the exception stands {words.place}")
+    if chain.ours:
+        return Finding(
+            words.check,
+            "warning",
+            f"{program}: the exception in {one.chain} stands at {', '.join(map(str, chain.ours))} of "
+            f"{chain.length} rules, not {words.right}",
+            meaning="what stands before it decides first; a copy survives when one is removed",
+            command="\n".join([*[delete] * len(chain.ours), insert]),
+        )
+    if set_up:
+        return Finding(
+            words.check,
+            "error",
+            f"{program}: the chain {one.keeps_from} has no exception for {MARK}",
+            meaning=words.otherwise,
+            command=insert,
+        )
+    return Finding(
+        words.check,
+        "ok",
+        f"{program} has a chain {one.keeps_from}; the agent puts its exception in front as it starts",
+    )

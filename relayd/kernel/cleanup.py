@@ -18,7 +18,7 @@ from relayd.config import KEY_FILE
 from relayd.errors import HostError
 from relayd.kernel import hints, links, ownership
 from relayd.kernel.device import Interface
-from relayd.kernel.firewall import Firewall
+from relayd.kernel.firewall import Chain, Firewall
 from relayd.kernel.host_rules import is_mark_rule, is_table_rule
 from relayd.kernel.routing import Routing, RoutingChanges
 from relayd.kernel.state_dir import SYSCTLS, is_ours
@@ -157,8 +157,8 @@ class Cleanup:
         for chain in await self._firewall.chains():
             for _ in chain.ours:
 
-                async def remove(variant: str = chain.variant) -> None:
-                    await self._firewall.delete(variant)
+                async def remove(chain: Chain = chain) -> None:
+                    await self._firewall.delete(chain)
 
                 yield Item(kind="firewall", what=str(chain), remove=remove)
 

@@ -1,14 +1,15 @@
 """Tells when somebody changed what relayd keeps on a host, as soon as the kernel says so.
 
 Two netlink sockets: rtnetlink for links, addresses, rules, our table's routes and rp_filter, nfnetlink for
-rules in KUBE-FIREWALL. Only these wake anybody: a router's main table or a CNI's chains can change a hundred
-times a second. What the kernel doesn't tell (legacy iptables, most sysctls, WireGuard's own settings) is the
-periodic look's to find.
+rules in the chains where our exemptions stand. Only these wake anybody: a router's main table or a CNI's
+chains can change a hundred times a second. What the kernel doesn't tell (legacy iptables, most sysctls,
+WireGuard's own settings) is the periodic look's to find.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 import trio
 
 from relayd import marks
+from relayd.kernel.firewall import EXEMPTIONS
 from relayd.observe import log
 
 _ROUTE, _NETFILTER = 0, 12  # linux/netlink.h
@@ -28,6 +30,11 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23
 _NFTABLES = 1 << 6  # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES is 7
 
 _LINK, _ADDRESS, _ROUTES, _RULES, _NETCONF = (16, 17), (20, 21), (24, 25), (32, 33), (80, 81)
+# NFTA_RULE_CHAIN is 2 (linux/netfilter/nf_tables.h): what precedes its string is the end of a 2 or of its
+# padding. KUBE-POSTROUTING, which kube-proxy fills anew all the time, isn't POSTROUTING.
+_CHAIN_NAMES = re.compile(
+    b"[\x00\x02](?:%b)\x00" % b"|".join(re.escape(one.chain.encode()) for one in EXEMPTIONS)
+)
 _IFF_UP, _IFLA_IFNAME, _RTA_TABLE = 1, 3, 15
 _BUFFER_BYTES = 64 << 10
 
@@ -112,5 +119,5 @@ def _concerns(kind: int, body: bytes, interface: str) -> bool:
 
 
 def concerns_firewall(data: bytes) -> bool:
-    """Whether nfnetlink's news are about kubelet's chain: they carry its name."""
-    return marks.FIREWALL_CHAIN.encode() + b"\0" in data
+    """Whether nfnetlink's news are about a chain of an exemption's: they carry its name."""
+    return _CHAIN_NAMES.search(data) is not None

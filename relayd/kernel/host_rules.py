@@ -3,7 +3,8 @@
     policy rules   marked packets to the main table, before all packets look into table 22347; IPv4 and IPv6
     routes         the peers' allowed IPs, into the interface, in table 22347, with the node's own address
     sysctls        rp_filter=2 on the interface, accept_local=1 on lo
-    firewall       the rule that lets marked packets through kubelet's KUBE-FIREWALL, where that exists
+    firewall       the rules that keep marked packets from kubelet's KUBE-FIREWALL and kube-proxy's
+                   KUBE-POSTROUTING, where those exist
 
 The rest of an interface that relayd made (key, port, mark, addresses, peers) is `ownership`'s; what lies in
 the state directory is `state_dir`'s. `Inventory` is the list, `plan` compares it with what there is, and

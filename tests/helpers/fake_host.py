@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TypeVar
 
 from relayd.errors import HostError
 from relayd.kernel import links
 from relayd.kernel.cleanup import InterfaceDevice
 from relayd.kernel.device import Interface, Network
-from relayd.kernel.firewall import Chain
+from relayd.kernel.firewall import KUBE_PROXY, Chain
 from relayd.kernel.routing import (
     LOCAL,
     MAIN,
@@ -26,6 +27,7 @@ from relayd.kernel.routing import (
 )
 
 DEFAULT = 253
+Word = TypeVar("Word", bool, str)
 
 
 def default_rules() -> list[Rule]:
@@ -95,34 +97,59 @@ def _same_place(one: Route, other: Route) -> bool:
 
 
 class FakeFirewall:
-    """KUBE-FIREWALL in the variants that `chains_of` has: a list of rules each, ours being True."""
+    """KUBE-FIREWALL in the variants that `chains_of` has: a list of rules each, ours being True.
+
+    `nat` is POSTROUTING by (variant, version), of "ours", "jump" (to KUBE-POSTROUTING) and other words.
+    """
 
     def __init__(self, **chains_of: list[bool]) -> None:
         self.chains_of = chains_of
+        self.nat: dict[tuple[str, int], list[str]] = {}
         self.calls: list[str] = []
         self.failure: HostError | None = None
 
     async def chains(self) -> list[Chain]:
         self._check()
-        return [
-            Chain(variant, len(rules), tuple(number for number, ours in enumerate(rules, 1) if ours))
-            for variant, rules in self.chains_of.items()
+        found = [
+            Chain(variant, len(rules), _numbers(rules, True)) for variant, rules in self.chains_of.items()
         ]
+        for (variant, version), rules in self.nat.items():
+            ours, jump = _numbers(rules, "ours"), next(iter(_numbers(rules, "jump")), 0)
+            if ours or jump:
+                found.append(Chain(variant, len(rules), ours, KUBE_PROXY, version, jump))
+        return found
 
-    async def insert(self, variant: str) -> None:
+    async def insert(self, chain: Chain) -> None:
         self._check()
-        self.calls.append(f"insert {variant}")
-        self.chains_of[variant].insert(0, True)
+        self.calls.append(f"insert {chain.variant}")
+        if chain.exemption is KUBE_PROXY:
+            self.nat[chain.variant, chain.version].insert(chain.place - 1, "ours")
+        else:
+            self.chains_of[chain.variant].insert(chain.place - 1, True)
 
-    async def delete(self, variant: str) -> None:
+    async def delete(self, chain: Chain) -> None:
         self._check()
-        self.calls.append(f"delete {variant}")
-        if True in self.chains_of[variant]:
-            self.chains_of[variant].remove(True)
+        self.calls.append(f"delete {chain.variant}")
+        if chain.exemption is KUBE_PROXY:
+            rules = self.nat[chain.variant, chain.version]
+            self.nat[chain.variant, chain.version] = _without_first(rules, "ours")
+        else:
+            self.chains_of[chain.variant] = _without_first(self.chains_of[chain.variant], True)
 
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+
+def _numbers(rules: Sequence[object], wanted: object) -> tuple[int, ...]:
+    return tuple(number for number, rule in enumerate(rules, 1) if rule == wanted)
+
+
+def _without_first(rules: list[Word], word: Word) -> list[Word]:
+    if word not in rules:
+        return rules
+    at = rules.index(word)
+    return rules[:at] + rules[at + 1 :]
 
 
 class FakeDevice(InterfaceDevice):

@@ -3,7 +3,8 @@ the kernel.
 
 A test module subclasses `RoutingContract` and gives it `routing`, on a host with an interface `tunnel0` that
 is up and has 10.8.0.1/24 and fd08::1/64, and `FirewallContract` with `firewall`, which has KUBE-FIREWALL in
-one variant, with one rule that isn't ours.
+one variant, with one rule that isn't ours. `NatContract` wants `firewall` with POSTROUTING in one variant and
+version: a rule of somebody, then the jump to KUBE-POSTROUTING.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class FirewallContract:
         await put_right(firewall, chain)
         (chain,) = await firewall.chains()
         assert (chain.length, chain.ours, chain.is_right) == (2, (1,), True)
-        await firewall.insert(chain.variant)
+        await firewall.insert(chain)
         (chain,) = await firewall.chains()
         assert (chain.length, chain.ours, chain.is_right) == (3, (1, 2), False)
         await put_right(firewall, chain)
@@ -109,8 +110,39 @@ class FirewallContract:
 
     async def test_only_our_rule_is_deleted(self, firewall: Firewall) -> None:
         (chain,) = await firewall.chains()
-        await firewall.insert(chain.variant)
+        await firewall.insert(chain)
         for _ in range(3):
-            await firewall.delete(chain.variant)
+            await firewall.delete(chain)
         (chain,) = await firewall.chains()
         assert (chain.length, chain.ours) == (1, ())
+
+
+class NatContract:
+    """The claims about the rule before the jump to KUBE-POSTROUTING."""
+
+    @pytest.fixture
+    def firewall(self) -> Firewall:
+        raise NotImplementedError
+
+    async def test_the_rule_goes_before_the_jump_and_no_further(self, firewall: Firewall) -> None:
+        (chain,) = await firewall.chains()
+        assert (chain.length, chain.ours, chain.jump, chain.is_right) == (2, (), 2, False)
+        await put_right(firewall, chain)
+        (chain,) = await firewall.chains()
+        assert (chain.length, chain.ours, chain.jump, chain.is_right) == (3, (2,), 3, True)
+        await firewall.insert(chain)
+        (chain,) = await firewall.chains()
+        assert (chain.length, chain.ours, chain.jump, chain.is_right) == (4, (2, 3), 4, False)
+        await put_right(firewall, chain)
+        (chain,) = await firewall.chains()
+        assert (chain.length, chain.ours, chain.jump) == (3, (2,), 3)
+
+    async def test_only_our_rule_goes_and_then_nothing_is_told_without_the_jump(
+        self, firewall: Firewall
+    ) -> None:
+        (chain,) = await firewall.chains()
+        await firewall.insert(chain)
+        for _ in range(3):
+            await firewall.delete(chain)
+        (chain,) = await firewall.chains()
+        assert (chain.length, chain.ours, chain.jump) == (2, (), 2)

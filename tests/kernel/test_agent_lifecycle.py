@@ -46,6 +46,10 @@ ip netns exec a iptables-nft -N KUBE-FIREWALL
 ip netns exec a iptables-nft -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -j DROP
 ip netns exec a iptables-nft -A INPUT -j KUBE-FIREWALL
 ip netns exec a iptables-nft -A OUTPUT -j KUBE-FIREWALL
+ip netns exec a iptables-nft -t nat -N KUBE-POSTROUTING
+ip netns exec a iptables-nft -t nat -A POSTROUTING -j KUBE-POSTROUTING
+ip netns exec a iptables-nft -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+ip netns exec a iptables-nft -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully
 ip -n b link add wgb type wireguard; ip -n b address add 10.8.0.2/24 dev wgb
 ip -n b address add fd08::2/64 dev wgb; ip -n b link set wgb up
 """
@@ -156,6 +160,7 @@ def test_g11_a_direct_tunnel_loses_nothing_whatever_happens_to_the_agent(node: N
     right = node.shown()
     assert "192.0.2.2:51820" in right
     assert "-A KUBE-FIREWALL -d 127.0.0.0/8 -m mark --mark 0x574b" in right
+    assert "-A POSTROUTING -m mark --mark 0x574b" in right
     pings = Ping(tmp_path)
     for number in range(20):
         agent.kill(signal.SIGKILL if number % 2 else signal.SIGTERM)
@@ -189,6 +194,7 @@ def test_what_somebody_removes_is_back_in_two_seconds(node: Node) -> None:
         "ip -n a -6 rule add lookup main priority 32766",
         "ip -n a route flush table 22347",
         "ip netns exec a iptables-nft -D KUBE-FIREWALL 1",
+        "ip netns exec a iptables-nft -t nat -D POSTROUTING 1",
         "ip -n a address del 10.8.0.1/24 dev wire_kube",
         "ip netns exec a sysctl -qw net.ipv4.conf.wire_kube.rp_filter=1",
         "ip -n a link set wire_kube down",

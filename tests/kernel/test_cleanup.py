@@ -35,6 +35,10 @@ FIREWALL_RULE = (
     "'wirekube: allow WG relay proxy on loopback'"
 )
 
+NAT_RULE = (
+    "-m mark --mark 0x574b -j ACCEPT -m comment --comment 'relayd: WireGuard packets keep their source'"
+)
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
@@ -45,13 +49,20 @@ def state(tmp_path: Path) -> Path:
 def before(state: Path) -> Iterator[str]:
     """The host before relayd: with KUBE-FIREWALL in both variants, and things that aren't relayd's."""
     for variant in VARIANTS:
-        sh(f"iptables-{variant} -N KUBE-FIREWALL; iptables-{variant} -A KUBE-FIREWALL -j RETURN")
+        sh(
+            f"iptables-{variant} -N KUBE-FIREWALL; iptables-{variant} -A KUBE-FIREWALL -j RETURN; "
+            f"iptables-{variant} -t nat -N KUBE-POSTROUTING; "
+            f"iptables-{variant} -t nat -A POSTROUTING -j KUBE-POSTROUTING"
+        )
     sh("ip rule add from 10.5.0.0/16 lookup 100 priority 200; ip link add wg0 type wireguard")
     yield seen()
     removed(NAME, "wg0")
     sh(f"{UNDO_RULES}; ip rule del priority 200; sysctl -qw net.ipv4.conf.lo.accept_local=0")
     for variant in VARIANTS:
-        sh(f"iptables-{variant} -F KUBE-FIREWALL; iptables-{variant} -X KUBE-FIREWALL")
+        sh(
+            f"iptables-{variant} -F KUBE-FIREWALL; iptables-{variant} -X KUBE-FIREWALL; "
+            f"iptables-{variant} -t nat -F POSTROUTING; iptables-{variant} -t nat -X KUBE-POSTROUTING"
+        )
 
 
 def seen() -> str:
@@ -113,7 +124,10 @@ async def test_g21_everything_goes_and_a_second_run_finds_nothing(before: str, s
 async def test_g21_duplicates_odd_priorities_and_strange_routes_go_too(before: str, state: Path) -> None:
     await installed(state)
     for variant in VARIANTS:
-        sh(f"for _ in 1 2 3; do iptables-{variant} -A KUBE-FIREWALL {FIREWALL_RULE}; done")
+        sh(
+            f"for _ in 1 2 3; do iptables-{variant} -A KUBE-FIREWALL {FIREWALL_RULE}; "
+            f"iptables-{variant} -t nat -A POSTROUTING {NAT_RULE}; done"
+        )
     sh(
         "ip rule add fwmark 0x574b lookup main priority 115; "
         "ip rule add fwmark 0x574b lookup main priority 100; "
@@ -124,7 +138,7 @@ async def test_g21_duplicates_odd_priorities_and_strange_routes_go_too(before: s
     )
     outcome = await cleanup(state).run()
     assert outcome.is_clean, outcome
-    assert sum(item.kind == "firewall" for item in outcome.removed) == 8
+    assert sum(item.kind == "firewall" for item in outcome.removed) == 16
     assert seen() == before
 
 

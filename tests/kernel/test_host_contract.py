@@ -8,7 +8,7 @@ import pytest
 
 from relayd.kernel.firewall import LEGACY, NFT, Firewall, Iptables, legacy_size
 from relayd.kernel.routing import NetlinkRouting, Routing
-from tests.helpers.host_contract import FirewallContract, RoutingContract
+from tests.helpers.host_contract import FirewallContract, NatContract, RoutingContract
 from tests.kernel.shell import UNDO_RULES, removed, sh
 
 
@@ -37,7 +37,8 @@ class TestIptables(FirewallContract):
     async def test_the_rule_is_what_an_operator_would_have_typed(
         self, firewall: Firewall, variant: str
     ) -> None:
-        await firewall.insert(variant)
+        (chain,) = await firewall.chains()
+        await firewall.insert(chain)
         listed = sh(f"iptables-{variant} -S KUBE-FIREWALL")
         sh(
             f"iptables-{variant} -t filter -D KUBE-FIREWALL -m mark --mark 0x574b -d 127.0.0.0/8 -j ACCEPT "
@@ -46,8 +47,23 @@ class TestIptables(FirewallContract):
             "-m comment --comment 'wirekube: allow WG relay proxy on loopback'"
         )
         assert sh(f"iptables-{variant} -S KUBE-FIREWALL") == listed
-        await firewall.delete(variant)
+        await firewall.delete(chain)
         assert "574b" not in sh(f"iptables-{variant} -S KUBE-FIREWALL")
+
+
+@pytest.mark.parametrize("variant", [NFT, LEGACY])
+@pytest.mark.parametrize("version", [4, 6])
+class TestNatByIptables(NatContract):
+    @pytest.fixture
+    def firewall(self, variant: str, version: int) -> Iterator[Firewall]:
+        iptables = f"{'iptables' if version == 4 else 'ip6tables'}-{variant} -t nat"
+        sh(
+            f"{iptables} -N KUBE-POSTROUTING; {iptables} -A POSTROUTING -o somewhere -j ACCEPT; "
+            f"{iptables} -A POSTROUTING -m comment --comment 'kubernetes postrouting rules' "
+            "-j KUBE-POSTROUTING"
+        )
+        yield Iptables()
+        sh(f"{iptables} -F POSTROUTING; {iptables} -X KUBE-POSTROUTING")
 
 
 async def test_without_the_chain_there_is_nothing_to_do_and_nothing_is_made() -> None:
@@ -62,8 +78,13 @@ async def test_a_host_without_iptables_has_no_chains() -> None:
 
 def test_a_change_of_legacy_iptables_shows_in_its_size() -> None:
     sh("iptables-legacy -N SOME-CHAIN")
-    before = legacy_size()
-    assert before is not None
-    sh("iptables-legacy -A SOME-CHAIN -j ACCEPT")
-    assert legacy_size() != before
-    sh("iptables-legacy -F SOME-CHAIN; iptables-legacy -X SOME-CHAIN")
+    sh("iptables-legacy -t nat -N SOME-CHAIN; ip6tables-legacy -t nat -N SOME-CHAIN")
+    seen = {legacy_size()}
+    assert len(next(iter(seen))) >= 3
+    for count, command in enumerate(
+        ("iptables-legacy", "iptables-legacy -t nat", "ip6tables-legacy -t nat"), 2
+    ):
+        sh(f"{command} -A SOME-CHAIN -j ACCEPT")
+        seen.add(legacy_size())
+        assert len(seen) == count
+        sh(f"{command} -F SOME-CHAIN; {command} -X SOME-CHAIN")

@@ -184,13 +184,21 @@ iptables -t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully
 """As kube-proxy's iptables mode writes it."""
 
 
-def test_kube_proxys_masquerade_of_our_mark_is_found_and_its_command_mends_it(lab: Lab, host: Node) -> None:
+def test_kube_proxys_chain_without_our_exception_is_found_and_its_command_mends_it(
+    lab: Lab, host: Node
+) -> None:
     host.run("sh", "-ec", KUBE_PROXY)
-    found = only(check(lab, host), "marks")
-    assert "kube-proxy" in found["text"]
-    assert "! --mark 0x4000/0x4000 -j RETURN" in found["text"]
+    assert faults(check(lab, host)) == []  # an agent would put it there
+    host.ip("rule add priority 110 fwmark 0x574b lookup main", "rule add priority 200 lookup 22347")
+    found = only(check(lab, host), "kube-proxy")
+    assert (found["level"], "KUBE-POSTROUTING" in found["text"]) == ("error", True)
     run_command(host, found)
-    assert faults(check(lab, host)) == []
+    assert faults(check(lab, host), "kube-proxy") == []
+    host.run("sh", "-ec", "iptables -t nat -I POSTROUTING 1 -j KUBE-POSTROUTING")
+    late = only(check(lab, host), "kube-proxy")
+    assert late["level"] == "warning"
+    run_command(host, late)
+    assert faults(check(lab, host), "kube-proxy") == []
 
 
 def test_kubelets_chain_without_our_exception_is_found_and_its_command_mends_it(lab: Lab, host: Node) -> None:

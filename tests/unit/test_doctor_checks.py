@@ -3,106 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from relayd import marks
-from relayd.doctor.checks import judge
 from relayd.doctor.facts import (
     Buffers,
     Capabilities,
     Echo,
-    FirewallDump,
     HostFacts,
     PortHolder,
     Reach,
     RelayFacts,
     RouteProof,
     StateFacts,
-    UnreadFirewall,
     WireGuardFacts,
 )
 from relayd.doctor.finding import Finding
-from relayd.kernel.firewall import Chain
-from relayd.kernel.routing import LOCAL, MAIN, Hop, Route, RoutingState, Rule
-
-WANTED = 8 << 20
-KERNEL_RULES = tuple(
-    Rule(version=version, priority=priority, table=table)
-    for version in (4, 6)
-    for priority, table in ((0, LOCAL), (32766, MAIN))
+from tests.helpers.doctor_facts import (
+    BARE,
+    DOWN,
+    ETH0,
+    RELAY,
+    ROUTE,
+    SET_UP,
+    TUNNEL,
+    WANTED,
+    faults,
+    mark_rule,
+    of,
+    one,
+    relay,
+    table_rule,
+    with_rules,
 )
-RELAY = ip_address("192.0.2.1")
-ETH0 = Hop(device="eth0", table=MAIN, gateway=ip_address("192.0.2.254"))
-TUNNEL = Hop(device="wire_kube", table=marks.TABLE)
-
-BARE = HostFacts(
-    interface="wire_kube",
-    listen_port=51820,
-    proxy_port=22347,
-    capabilities=Capabilities(net_admin=True, net_raw=True, may_mark=True),
-    wireguard=WireGuardFacts(in_kernel=True),
-    buffers=Buffers(wanted=WANTED, granted=WANTED, forced=True, rmem_max=212992),
-    state=StateFacts(path="/var/lib/wirekube"),
-    routing=RoutingState(versions=(4, 6), rules=KERNEL_RULES, routes=()),
-)
-"""A host that no agent has been started on."""
-
-
-def mark_rule(version: int = 4, priority: int = 110) -> Rule:
-    return Rule(version=version, priority=priority, table=MAIN, mark=marks.FWMARK)
-
-
-def table_rule(version: int = 4, priority: int = 200) -> Rule:
-    return Rule(version=version, priority=priority, table=marks.TABLE)
-
-
-def with_rules(*rules: Rule, routes: tuple[Route, ...] = ()) -> HostFacts:
-    everything = sorted((*KERNEL_RULES, *rules), key=lambda rule: rule.priority)
-    return replace(BARE, routing=RoutingState(versions=(4, 6), rules=tuple(everything), routes=routes))
-
-
-ROUTE = Route(destination=ip_network("10.9.0.0/24"), device="wire_kube")
-SET_UP = replace(
-    with_rules(mark_rule(), mark_rule(6), table_rule(), table_rule(6), routes=(ROUTE,)),
-    wireguard=WireGuardFacts(
-        in_kernel=True, link_kind="wireguard", is_up=True, listen_port=51820, fwmark=marks.FWMARK, peers=2
-    ),
-    sysctls={
-        "net.ipv4.conf.all.rp_filter": 0,
-        "net.ipv4.conf.wire_kube.rp_filter": 2,
-        "net.ipv4.conf.lo.accept_local": 1,
-    },
-    agent_runs=True,
-    ports=(PortHolder(22347, "0.0.0.0", 7, "python3", "python3 -m relayd agent --relay r:1"),),
-    state=StateFacts(path="/var/lib/wirekube", directory_mode=0o700, key_mode=0o600),
-)
-"""One on which it runs, and has done everything."""
-
-
-def relay(**changes: Any) -> RelayFacts:
-    facts = RelayFacts(
-        address="192.0.2.1:3478",
-        proofs=(RouteProof(address=RELAY, marked=ETH0, unmarked=ETH0),),
-        marked=Reach(peer="192.0.2.1:3478", echo="returned"),
-        unmarked=Reach(peer="192.0.2.1:3478"),
-    )
-    return replace(facts, **changes)
-
-
-def of(check: str, facts: HostFacts) -> list[Finding]:
-    return [finding for finding in judge(facts) if finding.check == check]
-
-
-def one(check: str, facts: HostFacts) -> Finding:
-    (finding,) = of(check, facts)
-    return finding
-
-
-def faults(facts: HostFacts) -> list[Finding]:
-    return [finding for finding in judge(facts) if finding.level != "ok"]
 
 
 def test_a_bare_host_has_no_fault() -> None:
@@ -264,122 +199,6 @@ def test_accept_local_that_went_missing_is_a_warning_and_before_the_first_start_
     assert one("accept_local", replace(BARE, sysctls=gone.sysctls)).level == "ok"
 
 
-# --- policy rules ---
-
-
-def test_our_table_without_the_rule_for_marked_packets_is_an_error() -> None:
-    found = one("rules", with_rules(table_rule()))
-    assert found.level == "error"
-    assert found.command == "ip rule add priority 110 fwmark 0x574b lookup main"
-
-
-def test_the_rule_that_is_missing_goes_after_the_local_tables() -> None:
-    moved = Rule(version=6, priority=105, table=LOCAL)
-    routing = RoutingState(versions=(4, 6), rules=(KERNEL_RULES[0], moved, table_rule(6)), routes=())
-    found = one("rules", replace(BARE, routing=routing))
-    assert found.command == "ip -6 rule add priority 115 fwmark 0x574b lookup main"
-
-
-def test_marked_packets_that_skip_the_local_table_are_an_error() -> None:
-    rules = (Rule(version=4, priority=120, table=LOCAL), mark_rule(), table_rule())
-    found = one("rules", replace(BARE, routing=RoutingState(versions=(4,), rules=rules, routes=())))
-    assert (found.level, "comes before the local table's" in found.text) == ("error", True)
-    add, delete = found.command.splitlines()
-    assert add == "ip rule add priority 130 fwmark 0x574b lookup main"
-    assert delete == "ip rule del priority 110 fwmark 0x574b lookup main"
-
-
-def test_a_second_rule_is_a_warning_with_the_command_for_that_one() -> None:
-    found = one("rules", with_rules(mark_rule(), mark_rule(priority=130), table_rule()))
-    assert (found.level, found.command) == ("warning", "ip rule del priority 130 fwmark 0x574b lookup main")
-
-
-def test_rules_that_cannot_be_read_are_a_warning() -> None:
-    assert one("rules", replace(BARE, routing_problem="no netlink")).level == "warning"
-
-
-# --- marks of others ---
-
-
-def test_a_rule_of_others_that_takes_our_packets_is_printed_with_its_mask() -> None:
-    foreign = Rule(version=4, priority=50, table=99, mark=0x200, mask=0xF00)
-    other = replace(foreign, mark=0x300)
-    found = of("marks", with_rules(foreign, replace(other, priority=51), mark_rule(), table_rule()))
-    assert [finding.level for finding in found] == ["ok"]
-    taking = replace(foreign, mark=0x700, priority=52)
-    found = of("marks", with_rules(taking, mark_rule(), table_rule()))
-    assert (found[0].level, "fwmark 0x700/0xf00" in found[0].text) == ("warning", True)
-    assert found[0].command.startswith("ip rule del priority 52")
-
-
-def test_a_rule_that_is_asked_after_ours_takes_nothing() -> None:
-    late = Rule(version=4, priority=150, table=99, mark=0x700, mask=0xF00)
-    assert [finding.level for finding in of("marks", with_rules(late, mark_rule(), table_rule()))] == ["ok"]
-    assert [finding.level for finding in of("marks", with_rules(late))] == ["ok"]
-
-
-KUBE_PROXY = """\
-*nat
-:POSTROUTING ACCEPT [0:0]
-:KUBE-POSTROUTING - [0:0]
--A POSTROUTING -j KUBE-POSTROUTING
--A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
--A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
--A KUBE-POSTROUTING -j MASQUERADE --random-fully
-COMMIT
-"""
-
-
-def test_kube_proxys_masquerade_is_a_warning_with_the_rule_that_goes_before_it() -> None:
-    found = of("marks", replace(BARE, firewalls=(FirewallDump("iptables-nft", KUBE_PROXY),)))
-    assert [finding.level for finding in found] == ["warning", "ok"]
-    assert "kube-proxy" in found[0].text
-    assert "0x574b & 0x4000 is 0x4000" in found[0].meaning
-    assert found[0].command == "iptables-nft -t nat -I POSTROUTING 1 -m mark --mark 0x574b -j ACCEPT"
-
-
-def test_and_is_none_once_that_rule_stands_there() -> None:
-    jump = "-A POSTROUTING -j KUBE-POSTROUTING\n"
-    mended = KUBE_PROXY.replace(jump, f"-A POSTROUTING -m mark --mark 0x574b -j ACCEPT\n{jump}")
-    found = of("marks", replace(BARE, firewalls=(FirewallDump("iptables-nft", mended),)))
-    assert [finding.level for finding in found] == ["ok"]
-
-
-def test_a_mark_that_is_overwritten_in_output_is_a_warning() -> None:
-    text = "*mangle\n-A OUTPUT -j MARK --set-xmark 0x0/0xffffffff\nCOMMIT\n"
-    found = of("marks", replace(BARE, firewalls=(FirewallDump("iptables-legacy", text),)))
-    assert found[0].level == "warning"
-    assert found[0].command == "iptables-legacy -t mangle -I OUTPUT 1 -m mark --mark 0x574b -j RETURN"
-
-
-def test_a_firewall_that_tells_nothing_is_a_warning() -> None:
-    unread = (UnreadFirewall("nft", "Operation not permitted"),)
-    found = of("marks", replace(BARE, unread_firewalls=unread))
-    assert (found[0].level, found[0].command) == ("warning", "sudo nft list ruleset")
-
-
-# --- kubelet's chain ---
-
-
-def test_kube_firewall_without_our_rule_is_an_error_once_the_host_is_set_up() -> None:
-    chains = (Chain("nft", 2, ()),)
-    found = one("kube-firewall", replace(SET_UP, kube_chains=chains))
-    assert found.level == "error"
-    assert found.command == (
-        "iptables-nft -t filter -I KUBE-FIREWALL 1 -m mark --mark 0x574b -d 127.0.0.0/8 -j ACCEPT "
-        "-m comment --comment 'wirekube: allow WG relay proxy on loopback'"
-    )
-    assert one("kube-firewall", replace(BARE, kube_chains=chains)).level == "ok"
-
-
-def test_kube_firewall_with_our_rule_first_is_ok_and_later_or_twice_a_warning() -> None:
-    assert one("kube-firewall", replace(SET_UP, kube_chains=(Chain("legacy", 3, (1,)),))).level == "ok"
-    for ours in ((2,), (1, 2)):
-        found = one("kube-firewall", replace(SET_UP, kube_chains=(Chain("legacy", 3, ours),)))
-        assert found.level == "warning"
-        assert found.command.count("iptables-legacy -t filter -D ") == len(ours)
-
-
 # --- the relay ---
 
 
@@ -416,9 +235,6 @@ def test_a_name_without_an_address_is_an_error() -> None:
     facts = RelayFacts(address="nowhere.invalid:3478", problem="Name or service not known")
     found = one("route", replace(BARE, relay=facts))
     assert (found.level, found.command) == ("error", "getent ahosts nowhere.invalid")
-
-
-DOWN = Reach(problem="Connection refused")
 
 
 def test_a_relay_that_is_down_is_one_error() -> None:

@@ -17,7 +17,7 @@ from relayd.doctor.finding import Finding
 from relayd.doctor.udp_ports import parse_table
 from relayd.doctor.view import print_findings
 from relayd.join import JoinString
-from tests.unit.test_doctor_checks import BARE, DOWN, SET_UP, relay
+from tests.helpers.doctor_facts import BARE, DOWN, SET_UP, relay
 
 FINDINGS = [
     Finding("clock", "ok", "not looked at"),

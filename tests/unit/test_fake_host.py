@@ -7,7 +7,7 @@ import pytest
 from relayd.kernel.firewall import Firewall
 from relayd.kernel.routing import Routing
 from tests.helpers.fake_host import FakeFirewall, FakeRouting
-from tests.helpers.host_contract import FirewallContract, RoutingContract
+from tests.helpers.host_contract import FirewallContract, NatContract, RoutingContract
 
 
 class TestFakeRouting(RoutingContract):
@@ -20,3 +20,12 @@ class TestFakeFirewall(FirewallContract):
     @pytest.fixture
     def firewall(self) -> Firewall:
         return FakeFirewall(nft=[False])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+class TestFakeNat(NatContract):
+    @pytest.fixture
+    def firewall(self, version: int) -> Firewall:
+        fake = FakeFirewall()
+        fake.nat["nft", version] = ["other", "jump"]
+        return fake

@@ -125,6 +125,25 @@ async def test_a_relay_inside_the_allowed_ips_is_reached_by_the_main_table(
     assert [hop and hop.device for hop in hops] == ["wire_kube", "wire_kube"]
 
 
+async def test_marked_packets_are_kept_from_kube_proxys_chain_wherever_there_is_one(rules: HostRules) -> None:
+    assert isinstance(rules.firewall, FakeFirewall)
+    nat = rules.firewall.nat
+    nat["nft", 4], nat["nft", 6], nat["legacy", 4] = ["jump"], ["calico", "jump", "ours"], ["docker"]
+    done = await rules.apply(OURS, [RELAY])
+    assert nat == {
+        ("nft", 4): ["ours", "jump"],
+        ("nft", 6): ["calico", "ours", "jump"],
+        ("legacy", 4): ["docker"],
+    }
+    assert "added iptables-nft rule POSTROUTING -m mark --mark 0x574b ACCEPT" in done.written
+    assert (await rules.apply(OURS, [RELAY])).written == []
+    nat["nft", 4] = ["jump", "ours", "jump"]  # kube-proxy puts its jump first
+    await rules.apply(OURS, [RELAY])
+    assert nat["nft", 4] == ["ours", "jump", "jump"]
+    nat["nft", 4] = ["ours"]  # kube-proxy has gone: no harm done
+    assert (await rules.apply(OURS, [RELAY])).written == []
+
+
 async def test_what_a_container_may_not_write_is_a_problem_and_not_the_end(
     rules: HostRules, routing: FakeRouting
 ) -> None:

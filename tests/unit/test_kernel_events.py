@@ -56,6 +56,9 @@ def test_what_is_cut_off_or_nonsense_concerns_nobody() -> None:
     assert not concerns_routing(message(24, bytes(12) + struct.pack("=HH", 0, 15)), "lo")
 
 
-def test_only_kubelets_chain_concerns_the_firewall() -> None:
+def test_only_the_chains_of_exemptions_concern_the_firewall() -> None:
     assert concerns_firewall(attribute(2, b"KUBE-FIREWALL\0"))
     assert not concerns_firewall(attribute(2, b"KUBE-FIREWALL-2\0"))
+    assert concerns_firewall(attribute(1, b"nat\0") + attribute(2, b"POSTROUTING\0"))
+    assert not concerns_firewall(attribute(1, b"nat\0") + attribute(2, b"KUBE-POSTROUTING\0"))
+    assert not concerns_firewall(attribute(2, b"POSTROUTING-2\0"))
