@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench import startup
 from bench.judge import Verdict, changes, judge
 from bench.load import require_loopback
 from bench.model import BenchError, Report, Result
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add("--svg", type=Path, metavar="DIR", help="write plots")
     add("--baseline", type=Path, metavar="FILE", help="print the change against an earlier --json")
+    add("--startup", action="store_true", help="measure nothing but how long relayd takes to begin")
     add("--strict", action="store_true", help="exit status 1 when a goal was missed, too")
     own = parser.add_argument_group("a row of your own, instead of named ones")
     own.add_argument("--mode", choices=("bulk", "paced", "flood", "highest", "idle"))
@@ -131,6 +133,8 @@ def run(options: argparse.Namespace) -> int:
         for scenario in SCENARIOS:
             console.print(f"{scenario.name:20} {scenario.title}", highlight=False)
         return 0
+    if options.startup:
+        return _startup(options)
     relay_cpu, load_cpu = _cpus()
     scenarios = _scenarios(options)
     baseline = msgspec.json.decode(options.baseline.read_bytes(), type=Report) if options.baseline else None
@@ -178,6 +182,13 @@ def run(options: argparse.Namespace) -> int:
     broken = any(result.error for result in results)
     missed = any(verdict.met is False for verdict in verdicts)
     return 1 if broken or (options.strict and missed) else 0
+
+
+def _startup(options: argparse.Namespace) -> int:
+    found = startup.measure(_cpus()[0], options.repeats or 10)
+    for row in found:
+        print(row)
+    return 1 if options.strict and not all(row.met for row in found) else 0
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from bench.model import BenchError, Wire
 
 READY_WITHIN_S = 15.0
 STOP_WITHIN_S = 5.0
+LISTENING_EVERY_S = 0.005
 FILES_FOR_MANY = 10_500
 """Open files of a process that is to hold 10,000 connections."""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -58,9 +59,10 @@ def free_port() -> int:
 
 @contextmanager
 def started(
-    command: list[str], *, cpu: int, env: dict[str, str] | None = None
+    command: list[str], *, cpu: int, env: dict[str, str] | None = None, may_end: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process bound to one core, ended on the way out. Its standard error is shown when it fails."""
+    """A process bound to one core, ended on the way out. Its standard error is shown when it fails or, unless
+    `may_end`, ends by itself."""
     raise_file_limit(FILES_FOR_MANY)  # inherited
     before = os.sched_getaffinity(0)
     with tempfile.TemporaryFile() as errors:
@@ -79,7 +81,7 @@ def started(
             os.sched_setaffinity(0, before)
         try:
             yield process
-            if process.poll() is not None:
+            if process.poll() is not None and not may_end:
                 raise BenchError(f"it ended by itself, with status {process.returncode}")
         except BenchError as error:
             errors.seek(0)
@@ -113,7 +115,7 @@ def await_listening(process: subprocess.Popen[bytes], port: int) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
         except OSError:
-            time.sleep(0.05)
+            time.sleep(LISTENING_EVERY_S)
     raise BenchError(f"nothing listened on port {port} within {READY_WITHIN_S:.0f} s")
 
 
