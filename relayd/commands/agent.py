@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from relayd.commands.flags import add_file, add_settings, given
+from relayd.commands.importing import importing
 from relayd.config import load_agent, load_host
 from relayd.config.settings import AGENT
 from relayd.errors import ConfigError
@@ -31,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
     """Run until a signal comes, or release. The exit status."""
     if args.release:
         return _release(args)
-    from relayd.observe import log
-    from relayd.process import run_until_signal
+    with importing():
+        from relayd.observe import log
+        from relayd.process import run_until_signal
 
     config = load_agent(args.config, given(args, AGENT) | {"clean_state": args.clean_state})
     log.configure(config.log)
-    from relayd.agent.agent import run_agent
+    with importing():
+        from relayd.agent.agent import run_agent
 
     return run_until_signal("agent", run_agent, config)
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from relayd import __version__
+from relayd.commands.importing import importing
 
 GROUPS = {
     "Run": {
@@ -121,6 +122,7 @@ def _add(commands: _Commands[argparse.ArgumentParser], name: str, text: str) -> 
 
 
 def _fill(command: argparse.ArgumentParser, name: str, *, all_help: bool) -> None:
-    module = import_module(f"relayd.commands.{name.replace('-', '_')}")
+    with importing():
+        module = import_module(f"relayd.commands.{name.replace('-', '_')}")
     module.add_arguments(command, all_help=all_help)
     command.set_defaults(run=module.run)

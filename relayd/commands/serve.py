@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from relayd.commands.flags import add_file, add_settings, given
+from relayd.commands.importing import importing
 from relayd.config import load_relay
 from relayd.config.settings import RELAY
 
@@ -20,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 
 def run(args: argparse.Namespace) -> int:
     """Run until a signal comes. The exit status."""
-    from relayd.observe import log
-    from relayd.process import raise_descriptor_limit, run_until_signal
+    with importing():
+        from relayd.observe import log
+        from relayd.process import raise_descriptor_limit, run_until_signal
 
     config = load_relay(args.config, given(args, RELAY))
     log.configure(config.log)
@@ -31,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         show_join(config)
         return 0
     raise_descriptor_limit()
-    from relayd.relay.server import serve
+    with importing():
+        from relayd.relay.server import serve
 
     return run_until_signal("relay", serve, config)
