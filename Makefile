@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install-units bench man clean
+.PHONY: help demo test check install-units bench paths man clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -33,6 +33,7 @@ help:
 	make test    everything that is tested: check, then interop, namespace, kube and kernel tiers
 	make check   lint, types, layers and unit tests: the inner loop, under a minute
 	make install-units   write systemd's units for this tree's relayd (DESTDIR=, ARGS="--dry-run", "--uninstall")
+	make paths   ten thousand runs of the path decisions in a simulated network (ARGS="--runs 100" for fewer)
 	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
 	make man     the manual page, build/relayd.1
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
@@ -75,6 +76,10 @@ man:
 	@venv=$$(sh .ci/setup check)
 	mkdir -p build
 	"$$venv/bin/python" -m relayd man >build/relayd.1
+
+paths:
+	@venv=$$(sh .ci/setup check)
+	exec "$$venv/bin/python" -m tests.path_runs $(ARGS)
 
 clean:
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ type  name            body
 2     Pong            txid[12] family:u8=4|6 address[4|16] port:u16 padding
 3     Candidates      msgpack map: generation session yours candidates features
 4     CallMeMaybe     as Candidates: "I am about to ping these; ping mine now"
-5     PathChanged     msgpack map: generation session yours path endpoint
+5     PathChanged     msgpack map: generation session yours path endpoint mine
 6     PortPrediction  msgpack map: generation session yours address base step count
 
 Padding is zeros, and isn't looked at: it gives a Ping the size that is probed, and its Pong the same one, so
@@ -140,6 +140,13 @@ class PathChanged(_Stamped, frozen=True, kw_only=True):
     endpoint: Annotated[str, Meta(max_length=MAX_ADDRESS + 8)] = ""
     """With "direct": the receiver's endpoint, as the sender has it."""
 
+    mine: Annotated[str, Meta(max_length=MAX_ADDRESS + 8)] = ""
+    """With "direct": the sender's endpoint, as the receiver's last Pong had it."""
+
+    def mine_endpoint(self) -> Endpoint | None:
+        """`mine` as a value; None: not told. What was decoded never raises here."""
+        return Endpoint.parse(self.mine) if self.mine else None
+
 
 class PortPrediction(_Stamped, frozen=True, kw_only=True):
     """The sender's NAT gives each destination another port; the next ones will likely be these."""
@@ -227,9 +234,9 @@ def _checked(message: Stamped) -> Stamped:
             _plain_address(candidate.address)
     elif isinstance(message, PortPrediction):
         _plain_address(message.address)
-    elif message.endpoint:
-        endpoint = Endpoint.parse(message.endpoint)
-        _plain_address(str(endpoint.address))
+    else:
+        for text in filter(None, (message.endpoint, message.mine)):
+            _plain_address(str(Endpoint.parse(text).address))
     return message
 
 

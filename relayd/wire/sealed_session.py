@@ -4,7 +4,8 @@ A peer's life begins with a new `session`. A map is
 
     FRESH   it names our session: the peer made it in answer to this life of ours, and none newer is known
     HINT    it doesn't (yet): the peer has heard nothing of this life. Its addresses may be tried, no more
-    OLD     a generation that isn't newer, or a session that another one has followed
+    OLD     a generation that isn't newer than the last one about the same thing (a path, addresses), or a
+            session that another one has followed
 
 What names our session can't stem from before it, and of what came since then the generations and the retired
 sessions are known: so nothing recorded is FRESH. A HINT, replayed, costs us some Pings.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from relayd.wire.sealed_messages import SESSION_BYTES, Stamped
+from relayd.wire.sealed_messages import SESSION_BYTES, Candidates, PathChanged, Stamped
 
 MAX_RETIRED = 64
 """Sessions of a peer's former lives. One that starts more often while we live is known by its last."""
@@ -42,7 +43,8 @@ class SealedSession:
         self._theirs = b""
         """The one whose maps count; empty: none yet."""
         self._sent = 0
-        self._heard = 0
+        self._heard: dict[str, int] = {}
+        """The last generation by subject: what goes directly overtakes what goes through the relay."""
         self._retired: deque[bytes] = deque(maxlen=MAX_RETIRED)
 
     def next_generation(self) -> int:
@@ -61,8 +63,17 @@ class SealedSession:
                 return Freshness.HINT
             if self._theirs:
                 self._retired.append(self._theirs)
-            self._theirs, self._heard = message.session, 0
-        if message.generation <= self._heard:
+            self._theirs = message.session
+            self._heard.clear()
+        subject = _subject(message)
+        if message.generation <= self._heard.get(subject, 0):
             return Freshness.OLD
-        self._heard = message.generation
+        self._heard[subject] = message.generation
         return Freshness.FRESH if names_us else Freshness.HINT
+
+
+def _subject(message: Stamped) -> str:
+    """What a later message of the same subject takes the place of."""
+    if isinstance(message, Candidates):
+        return "candidates"
+    return "path" if isinstance(message, PathChanged) else "prediction"

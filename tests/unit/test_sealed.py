@@ -38,7 +38,9 @@ ALL: list[Message] = [
     Pong(TXID, Endpoint.parse("[2001:db8::7]:4660"), 1371),
     Candidates(generation=1, session=SESSION, candidates=(HOST,), features=("birthday",)),
     CallMeMaybe(generation=2, session=SESSION, yours=OTHER_SESSION, candidates=(HOST,)),
-    PathChanged(generation=3, session=SESSION, path="direct", endpoint="[2001:db8::1]:51820"),
+    PathChanged(
+        generation=3, session=SESSION, path="direct", endpoint="[2001:db8::1]:51820", mine="192.0.2.9:4"
+    ),
     PathChanged(generation=4, session=SESSION, path="relay"),
     PortPrediction(generation=5, session=SESSION, address="192.0.2.9", base=40000, step=2, count=3),
 ]
@@ -64,8 +66,8 @@ ALL: list[Message] = [
         ),
         (
             PathChanged(generation=3, session=b"sessionA", yours=b"sessionB", path="relay"),
-            "05 85 aa67656e65726174696f6e 03 a773657373696f6e c40873657373696f6e41 a5796f757273"
-            "c40873657373696f6e42 a470617468 a572656c6179 a8656e64706f696e74 a0",
+            "05 86 aa67656e65726174696f6e 03 a773657373696f6e c40873657373696f6e41 a5796f757273"
+            "c40873657373696f6e42 a470617468 a572656c6179 a8656e64706f696e74 a0 a46d696e65 a0",
         ),
     ],
 )
@@ -169,6 +171,7 @@ def candidate(**more: object) -> dict[str, object]:
         (5, stamped(path="sideways")),
         (5, stamped(path="direct", endpoint="192.0.2.1")),
         (5, stamped(path="direct", endpoint="[fe80::1%1]:1")),
+        (5, stamped(path="direct", mine="here:1")),
         (6, stamped(address="192.0.2.1", base=0, step=1, count=1)),
         (6, stamped(address="192.0.2.1", base=1, step=1, count=33)),
         (6, stamped(address="192.0.2.1", base=1, step=1025, count=1)),

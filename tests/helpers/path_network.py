@@ -1,0 +1,414 @@
+"""A network that isn't there: two nodes behind NATs of every kind, a relay between them, a clock that jumps.
+
+Each node has a `PeerPath` and a WireGuard that does what the kernel does (it sends where its endpoint says,
+and roams to where authenticated packets come from). Packets are lost, delayed, doubled, cut off; addresses
+change. All of it is drawn from one seed, so a run that fails can be run again."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv4Address, ip_address
+from itertools import count
+from math import inf
+
+from relayd.endpoints import Endpoint
+from relayd.keys import PrivateKey
+from relayd.paths.acquaintance import Local
+from relayd.paths.candidates import Candidate, make
+from relayd.paths.counters import KernelView
+from relayd.paths.peer_path import PeerPath, Send
+from relayd.paths.selector import State
+from relayd.wire.sealed_messages import Message, Ping, Pong
+from tests.helpers.identities import drawn
+
+WIREGUARD_PORT = 51820
+READ_EVERY_S = 1.0
+SESSION_S = 180.0
+HEADER_BYTES = 81
+"""What a sealed message has besides its body."""
+
+NATS = ("none", "full_cone", "address_restricted", "port_restricted", "symmetric", "blocked")
+
+
+def can_punch(a: str, b: str) -> bool:
+    """What theory allows (RFC 5128, section 3.3 and 3.4), without port prediction."""
+    if "blocked" in (a, b):
+        return False
+    for one, other in ((a, b), (b, a)):
+        if one == "symmetric" and other in ("symmetric", "port_restricted"):
+            return False
+    return True
+
+
+class Nat:
+    """A node's access to the network: what its packets look like outside, and which come in."""
+
+    def __init__(
+        self, kind: str, public: IPv4Address, rng: random.Random, *, lifetime_s: float = 30.0
+    ) -> None:
+        self.kind, self.public, self._rng, self.lifetime_s = kind, public, rng, lifetime_s
+        self._ports: dict[tuple[int, Endpoint | None], int] = {}
+        self._sent: dict[tuple[int, Endpoint], float] = {}
+
+    def outside(self, port: int, to: Endpoint, now: float) -> Endpoint | None:
+        """Where a packet from `port` to `to` comes from, seen from outside; None: it doesn't get out."""
+        if self.kind == "blocked":
+            return None
+        if self.kind == "none":
+            return Endpoint(self.public, port)
+        key = (port, to if self.kind == "symmetric" else None)
+        last = self._sent.get((port, to), -inf)
+        if key not in self._ports or (self.kind == "symmetric" and now - last > self.lifetime_s):
+            self._ports[key] = self._rng.randrange(20000, 60000)
+        self._sent[port, to] = now
+        return Endpoint(self.public, self._ports[key])
+
+    def lets_in(self, source: Endpoint, to: Endpoint, now: float) -> int | None:
+        """The inner port that a packet from outside gets to; None: it doesn't."""
+        if self.kind == "blocked":
+            return None
+        if self.kind == "none":
+            return to.port
+        for (port, destination), outer in self._ports.items():
+            if outer != to.port:
+                continue
+            if self.kind == "full_cone":
+                return port
+            for (sent_port, sent_to), at in self._sent.items():
+                if sent_port != port or now - at > self.lifetime_s:
+                    continue
+                if self.kind == "address_restricted" and sent_to.address == source.address:
+                    return port
+                if sent_to == source and destination in (None, source):
+                    return port
+        return None
+
+    def renumber(self, public: IPv4Address) -> None:
+        """Another public address: every mapping is lost."""
+        self.public = public
+        self._ports.clear()
+        self._sent.clear()
+
+
+@dataclass(slots=True)
+class Way:
+    """One direction of the direct path, and what it does to packets."""
+
+    loss: float = 0.0
+    delay_s: float = 0.02
+    jitter_s: float = 0.0
+    duplicate: float = 0.0
+    cut: bool = False
+    max_bytes: int = 1500
+    """Longer datagrams vanish."""
+
+
+@dataclass(slots=True)
+class Packet:
+    """WireGuard's own datagram."""
+
+    number: int
+    size: int = 148
+
+
+@dataclass
+class Traffic:
+    """What the tunnel carried in one direction."""
+
+    sent: dict[int, float] = field(default_factory=dict)
+    received: dict[int, int] = field(default_factory=dict)
+
+
+class Node:
+    """One end: its WireGuard, its agent's half of the path, its NAT."""
+
+    def __init__(self, network: Network, name: str, nat: Nat, *, has_agent: bool = True) -> None:
+        self.network, self.name, self.nat, self.has_agent = network, name, nat, has_agent
+        self.key = PrivateKey(drawn(f"{network.seed} {name}"))
+        self.endpoint: Endpoint | None = None
+        """WireGuard's; None: the proxy's."""
+        self.rx = self.tx = self.relayed = 0
+        self.handshake_at = -inf
+        self.traffic = Traffic()
+        self.every_s = inf
+        """Between two packets that the node sends through the tunnel."""
+        self.path: PeerPath | None = None
+        self.changes: list[tuple[float, bool]] = []
+        """When the path became direct (True) or relayed."""
+        self.inner = Endpoint(ip_address(f"10.0.0.{len(network.nodes) + 1}"), WIREGUARD_PORT)
+
+    def local(self) -> Local:
+        """What the agent knows of its own end: STUN has answered, unless UDP is blocked."""
+        candidates: list[Candidate] = [make("host", self.inner)]
+        mapped = self.nat.outside(WIREGUARD_PORT, self.network.stun, self.network.now)
+        if mapped is not None and self.nat.kind != "none":
+            candidates.append(make("srflx", mapped, base=self.inner.address))
+        if self.nat.kind == "none":
+            candidates = [make("host", Endpoint(self.nat.public, WIREGUARD_PORT))]
+        return Local(candidates=tuple(candidates), hold_s=inf if self.nat.kind == "none" else 10.0)
+
+    def begin(self, peer: Node) -> None:
+        """Start the agent's half."""
+        network = self.network
+        self.path = PeerPath(
+            self.key.public(),
+            peer.key.public(),
+            session=network.draw(8),
+            local=self.local(),
+            draw=network.draw,
+            now=network.now,
+        )
+
+
+class Network:
+    """Two nodes, everything between them, and the clock."""
+
+    def __init__(
+        self, seed: int, nat_a: str, nat_b: str, *, agents: tuple[bool, bool] = (True, True)
+    ) -> None:
+        self.seed, self.rng, self.now = seed, random.Random(seed), 1000.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+        self.stun = Endpoint(ip_address("192.0.2.1"), 3478)
+        self.nodes: list[Node] = []
+        self.relay_up = True
+        self.relay_delay_s = 0.03
+        self.same_lan = False
+        self.log: list[str] = []
+        for name, kind, agent in (("a", nat_a, agents[0]), ("b", nat_b, agents[1])):
+            public = IPv4Address(f"203.0.113.{len(self.nodes) + 1}")
+            self.nodes.append(Node(self, name, Nat(kind, public, self.rng), has_agent=agent))
+        self.a, self.b = self.nodes
+        self.ways = {"a": Way(), "b": Way()}
+        """By the sender."""
+        self._fresh = count(10)
+        self._wakes: dict[str, float] = {"a": inf, "b": inf}
+
+    def draw(self, size: int) -> bytes:
+        """Random bytes of this run."""
+        return self.rng.randbytes(size)
+
+    def other(self, node: Node) -> Node:
+        """The other end."""
+        return self.b if node is self.a else self.a
+
+    # The clock ----------------------------------------------------------------------------------------------
+
+    def at(self, when: float, what: Callable[[], None]) -> None:
+        """Do something later."""
+        heapq.heappush(self._events, (when, next(self._numbers), what))
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            when, _, what = heapq.heappop(self._events)
+            self.now = max(self.now, when)
+            what()
+        self.now = end
+
+    def start(self) -> None:
+        """Both agents start, at about the same time."""
+        for node in self.nodes:
+            if node.has_agent:
+                self.at(self.now + self.rng.uniform(0, 0.5), partial(self._start, node))
+
+    def _start(self, node: Node) -> None:
+        node.begin(self.other(node))
+        self._read(node)
+        self.set_relay(node, self.relay_up)
+
+    def set_relay(self, node: Node, up: bool) -> None:
+        """The node's link to the relay comes or goes."""
+        if node.path is not None:
+            node.path.relay_is(up, self.now)
+            self._act(node)
+
+    def cut_relay(self, up: bool) -> None:
+        """The relay itself comes or goes."""
+        self.relay_up = up
+        for node in self.nodes:
+            self.set_relay(node, up)
+
+    # The agent ----------------------------------------------------------------------------------------------
+
+    def _read(self, node: Node) -> None:
+        self._look(node)
+        self.at(self.now + READ_EVERY_S, lambda: self._read(node))
+
+    def _look(self, node: Node) -> None:
+        path = node.path
+        if path is None:
+            return
+        view = KernelView(
+            endpoint=node.endpoint,
+            session=self.now - node.handshake_at < SESSION_S,
+            rx_bytes=node.rx,
+            tx_bytes=node.tx,
+            relayed_bytes=node.relayed,
+        )
+        path.saw(view, self.now)
+        self._act(node)
+
+    def _act(self, node: Node) -> None:
+        path = node.path
+        if path is None:
+            return
+        before = path.direct
+        for send in path.act(self.now):
+            self._say(node, send)
+        if path.direct is not before:
+            self.changes_of(node, path.direct)
+        verdict = path.verdict(self.now)
+        if verdict is not None:
+            wanted = verdict.endpoint
+            if node.endpoint != wanted:
+                node.endpoint = wanted
+                path.was_set(wanted)
+        self._wake_at(node, max(path.next_at(self.now), self.now + 0.001))
+
+    def changes_of(self, node: Node, direct: bool) -> None:
+        """Note a change of path."""
+        node.changes.append((self.now, direct))
+        path = node.path
+        assert path is not None
+        selector = path.selector
+        self.log.append(f"{self.now - 1000:8.3f} {node.name} {selector.state.value}: {selector.reason}")
+
+    def _wake_at(self, node: Node, when: float) -> None:
+        if when == inf or self.now < self._wakes[node.name] <= when:
+            return
+        self._wakes[node.name] = when
+
+        def wake() -> None:
+            if self._wakes[node.name] == when:
+                self._wakes[node.name] = inf
+                self._act(node)
+
+        self.at(when, wake)
+
+    def _say(self, node: Node, send: Send) -> None:
+        message = send.message
+        size = HEADER_BYTES + (message.body_bytes if isinstance(message, Ping | Pong) else 300)
+        if send.to is None:
+            self._by_relay(node, message, size)
+        else:
+            self._directly(node, send.to, message, size)
+
+    def _hear(self, node: Node, message: Message, source: Endpoint | None) -> None:
+        if node.path is None:
+            return
+        for send in node.path.heard(message, source, self.now):
+            self._say(node, send)
+        self._act(node)
+
+    # Ways ---------------------------------------------------------------------------------------------------
+
+    def _by_relay(self, node: Node, what: Message | Packet, size: int) -> None:
+        if not self.relay_up:
+            return
+        to = self.other(node)
+
+        def arrive() -> None:
+            if not self.relay_up:
+                return
+            if isinstance(what, Packet):
+                if to.path is None:
+                    return
+                to.relayed += what.size
+                spoofed = to.path.selector.endpoint if to.path.direct else None
+                self._receive(to, what, spoofed)  # a switched peer's: handed over as if it had come directly
+            else:
+                self._hear(to, what, None)
+
+        self.at(self.now + self.relay_delay_s, arrive)
+
+    def _directly(self, node: Node, to: Endpoint, what: Message | Packet, size: int) -> None:
+        other, way = self.other(node), self.ways[node.name]
+        if way.cut or size > way.max_bytes:
+            return
+        if self.same_lan and to == other.inner:
+            source, lan = node.inner, True
+        else:
+            outside = node.nat.outside(WIREGUARD_PORT, to, self.now)
+            if outside is None:
+                return
+            source, lan = outside, False
+        copies = 2 if self.rng.random() < way.duplicate else 1
+        for _ in range(copies):
+            if self.rng.random() < way.loss:
+                continue
+            delay = way.delay_s + self.rng.uniform(0, way.jitter_s)
+            self.at(self.now + delay, lambda: self._arrive(other, source, to, what, lan=lan))
+
+    def _arrive(
+        self, node: Node, source: Endpoint, to: Endpoint, what: Message | Packet, *, lan: bool
+    ) -> None:
+        if not lan and (to.address != node.nat.public or node.nat.lets_in(source, to, self.now) is None):
+            return
+        if isinstance(what, Packet):
+            self._receive(node, what, source)
+        else:
+            self._hear(node, what, source)
+
+    # WireGuard ----------------------------------------------------------------------------------------------
+
+    def _receive(self, node: Node, packet: Packet, source: Endpoint | None) -> None:
+        received = node.traffic.received
+        received[packet.number] = received.get(packet.number, 0) + 1
+        if received[packet.number] > 1:
+            return  # WireGuard's own window drops it, and it moves nothing
+        node.rx += packet.size
+        node.handshake_at = self.now
+        node.endpoint = source  # it roams
+
+    def send_traffic(self, node: Node, every_s: float) -> None:
+        """The node sends a packet through the tunnel every so often, from now on; inf: no more."""
+        begins = node.every_s == inf
+        node.every_s = every_s
+        if begins and every_s < inf:
+            self._send_packet(node)
+
+    def _send_packet(self, node: Node) -> None:
+        if node.every_s == inf:
+            return
+        packet = Packet(next(self._numbers))
+        node.traffic.sent[packet.number] = self.now
+        node.tx += packet.size
+        if node.endpoint is None:
+            self._by_relay(node, packet, packet.size)
+        else:
+            self._directly(node, node.endpoint, packet, packet.size)
+        self.at(self.now + node.every_s, lambda: self._send_packet(node))
+
+    # What happens to it -------------------------------------------------------------------------------------
+
+    def move(self, node: Node) -> None:
+        """The node gets another public address; its agent hears of it, and asks STUN again."""
+        node.nat.renumber(IPv4Address(f"203.0.113.{next(self._fresh)}"))
+        if node.path is not None:
+            node.path.localize(node.local(), self.now, moved=True)
+            self._act(node)
+
+    # What is looked at --------------------------------------------------------------------------------------
+
+    def both_direct(self) -> bool:
+        """Whether both ends have a direct path, by their own decision."""
+        return all(node.path is not None and node.path.direct for node in self.nodes)
+
+    def both_relayed(self) -> bool:
+        """Whether both ends send by the relay."""
+        return all(
+            node.path is not None and node.path.selector.state is not State.DIRECT and node.endpoint is None
+            for node in self.nodes
+        )
+
+    def lost(self, sender: Node, since: float, until: float) -> int:
+        """Packets of `sender`, sent within these times, that never arrived."""
+        received = self.other(sender).traffic.received
+        sent = sender.traffic.sent
+        return sum(since <= at < until and number not in received for number, at in sent.items())
