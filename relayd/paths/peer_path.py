@@ -41,7 +41,7 @@ ROUND_GAP_S = 1.0
 """Between two rounds at least, whatever happens."""
 
 ANNOUNCE_S = (0.3, 1.0, 3.0)
-"""Between repetitions of PathChanged, until the peer's own word says the same."""
+"""Between repetitions of PathChanged, until the peer says a word of its own."""
 
 ACTIVE_FOR_S = 3.0
 """A path is in use for so long after the kernel sent or received something: three reads."""
@@ -239,8 +239,10 @@ class PeerPath:
         self._word = PeerWord(direct, remote, now)
         if remote is not None and remote != self.selector.endpoint and self.able:
             self.checklist.trigger(self.checklist.meet(remote, now, method="its word"), now)
-        if self._announcement is not None and self._announcement.direct is direct:
-            self._announcement = None
+        if self._announcement is not None and (
+            self._announcement.direct is direct or self._announcement.sent
+        ):
+            self._announcement = None  # it knows; or it knew, and went on to something else
 
     # What follows -------------------------------------------------------------------------------------------
 
@@ -312,7 +314,9 @@ class PeerPath:
                 self.beat.end()
                 self._announcement = None
                 if self.selector.ours:
-                    self._announcement = _Announcement(direct=False, next_at=now)
+                    told = self._word is not None and not self._word.direct
+                    once = len(ANNOUNCE_S) if told else 0
+                    self._announcement = _Announcement(direct=False, next_at=now, sent=once)
                     self._want_round = True
 
     def _evidence(self, now: float) -> Evidence:
