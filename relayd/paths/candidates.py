@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from relayd import marks
 from relayd.endpoints import Endpoint
 from relayd.wire.sealed_messages import MAX_CANDIDATES, CandidateType, WireCandidate, is_known_type
 
@@ -158,8 +157,6 @@ def is_usable(address: Address, tunnels: Collection[Network] = ()) -> bool:
         if address.is_link_local or address.is_reserved:  # 169.254/16 can't be told apart by interface
             return False
     elif address.ipv4_mapped is not None or (address.is_link_local and address.scope_id is None):
-        return False
-    if address in marks.PROXY_NETWORK:
         return False
     return not any(address in network for network in tunnels if network.version == address.version)
 
