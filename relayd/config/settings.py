@@ -141,6 +141,8 @@ class Role:
 _QUEUE_BYTES = kinds.number(65540, 1 << 30, "bytes", metavar="BYTES")
 _QUEUE_AGE = kinds.number(1, 60_000, "milliseconds", metavar="MS")
 _DURATION = kinds.duration(0.1, 3600)
+_PER_S = Kind(values.positive(1e6), "N", values.number_from_text)
+_RATE = kinds.or_off(Kind(values.positive(1e12), "N", values.number_from_text))
 _COUNT = kinds.number(1, 1_000_000, "connections")
 _LISTEN = kinds.several(
     values.listen_address,
@@ -209,6 +211,14 @@ RELAY = Role(
         _door("max_unregistered_per_address", _COUNT, "as many from one address"),
         _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
         _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
+        _door("max_connections", _COUNT, "connections in all"),
+        _door("max_connections_per_address", _COUNT, "connections from one address"),
+        _door("accepts_s", _PER_S, "connections taken in per second; the rest wait"),
+        _door(
+            "accepts_per_address_s", _PER_S, "and from one address; what is more than that is closed unheard"
+        ),
+        _queues("rate_bytes_s", _RATE, "bytes per second that one key may send", default=kinds.OFF),
+        _queues("rate_frames_s", _RATE, "frames per second that one key may send", default=kinds.OFF),
         _queues(
             "memory_bytes",
             kinds.number(1 << 20, 1 << 40, "bytes", metavar="BYTES"),

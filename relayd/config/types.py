@@ -88,6 +88,27 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     stun_port: int | None = 0
     """The second UDP port, from which NATs are told apart (RFC 5780); 0: the one after that of `listen`."""
 
+    max_connections: int = 65_536
+    """All in all; a connection costs 1 KiB here, and about 4 in the kernel."""
+
+    max_connections_per_address: int = 4096
+    """From one IPv4 address or one IPv6 network of 64 bits: a site's agents behind one NAT."""
+
+    accepts_s: float = 5000.0
+    """Connections taken in a second: a core makes some 3,000 whole handshakes. The rest wait in the
+    kernel."""
+
+    accepts_per_address_s: float = 250.0
+    """As many from one address, four seconds' worth at once: a site that comes back after an outage. The rest
+    are closed unheard."""
+
+    rate_bytes_s: float | None = None
+    """What one key may send in the long run, per second. None: as much as it can; a relay is the operator's
+    own as a rule, and the others have their share of a queue and their turn to be read all the same."""
+
+    rate_frames_s: float | None = None
+    """Likewise, in frames."""
+
     memory_bytes: int = 256 << 20
     """All queues together, and what their bookkeeping takes: 256 full ones. Past it the largest shrinks
     first. On a host or in a control group with less memory it is half of that."""

@@ -137,6 +137,19 @@ def whole(low: int, high: int, what: str) -> Callable[[object], int]:
     return read_whole
 
 
+def positive(high: float) -> Callable[[object], float]:
+    """A number above 0, up to `high`."""
+
+    def read(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise WrongError(f"is {type_name(value)}, not a number")
+        if not 0 < value <= high:  # false for nan too
+            raise WrongError(f"{value} is not above 0 and at most {high:g}")
+        return float(value)
+
+    return read
+
+
 def seconds(low: float, high: float) -> Callable[[object], float]:
     """A reader of durations in seconds, whole or not."""
 

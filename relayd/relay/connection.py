@@ -59,6 +59,7 @@ class Connection(Port):
         "leaving",
         "outbox",
         "partial",
+        "paused",
         "probe_token",
         "proved",
         "since",
@@ -98,6 +99,8 @@ class Connection(Port):
         """Displaced: it has lost its key and is told nothing more, but what it sends is still forwarded."""
         self.slot = 0
         """Where it stands in the handover's ledger; 0: it doesn't, and ends with this process."""
+        self.paused = False
+        """Not read for a while: its key has sent more than it may."""
         self.gone: GoneNotices | None = None
         """What it was told of destinations that don't get its frames; most connections never are."""
         self.told_ill_at = 0.0

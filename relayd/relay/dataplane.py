@@ -26,8 +26,11 @@ from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import IOV_MAX, set_options
 from relayd.relay.connection import ARENA_BYTES, Connection
+from relayd.relay.counters import OUTBOX_COUNTERS, PORT_COUNTERS, counts
 from relayd.relay.notices import GoneNotices
+from relayd.relay.rates import KeyRates
 from relayd.relay.switch import Switch
+from relayd.relay.throttle import Throttle
 from relayd.wire.frames import LENGTH_BYTES, MAX_LENGTH
 from relayd.wire.identity_frames import Gone, PeerGone
 from relayd.wire.relay_handshake import RelayHandshake
@@ -40,9 +43,6 @@ BARE_TIMEOUT_MS = 15_000
 asked: the kernel counts the time of a reader that is there and takes nothing, too."""
 
 SHRINK_PARTS = 8
-
-READABLE = select.EPOLLIN
-WRITABLE = select.EPOLLIN | select.EPOLLOUT
 
 OnControl = Callable[[Connection, int, memoryview], None]
 OnClosed = Callable[[Connection, str, str], None]
@@ -58,6 +58,8 @@ class Bounds:
     queue_age_s: float
     memory_bytes: int
     """Most that all outboxes together hold."""
+    rates: KeyRates
+    """What one key may send."""
     stalled_s: float
     """A connection that takes no byte of what waits for it for so long is closed."""
 
@@ -93,6 +95,7 @@ class DataPlane:
         self.on_control = on_control
         self._on_closed = on_closed
         self.switch: Switch[Connection] = Switch()
+        self.throttle = Throttle(self, bounds.rates)
         self.connections: set[Connection] = set()
         self.backlogged: set[Connection] = set()
         """Those whose outbox holds something."""
@@ -140,7 +143,7 @@ class DataPlane:
         return connection
 
     def _begin(self, connection: Connection) -> None:
-        self.poller.add(connection.sock.fileno(), connection.on_event)
+        self.poller.add(connection.sock.fileno(), self.throttle.watch(connection))
         self.connections.add(connection)
         self.switch.replace(connection)
 
@@ -225,8 +228,14 @@ class DataPlane:
         """Its outbox holds something now."""
         if connection not in self.backlogged:
             connection.taken_at = self.poller.now
-            self.poller.modify(connection.sock.fileno(), WRITABLE)
             self.backlogged.add(connection)
+            self.watch_events(connection)
+
+    def watch_events(self, connection: Connection) -> None:
+        """Let the poller look for what its state asks for."""
+        readable = 0 if connection.paused else select.EPOLLIN
+        writable = select.EPOLLOUT if connection in self.backlogged else 0
+        self.poller.modify(connection.sock.fileno(), readable | writable)
 
     def restore(self, connection: Connection, rest: bytes, runs: list[tuple[float, bytes]]) -> None:
         """Let wait for it what waited for it in an earlier process: see Outbox.restore."""
@@ -310,8 +319,8 @@ class DataPlane:
             self.close(connection, broken)
             return
         if not outbox:
-            self.poller.modify(connection.sock.fileno(), READABLE)
             self.backlogged.discard(connection)
+            self.watch_events(connection)
 
     def expire(self) -> None:
         """Drop what has waited too long for readers that don't read, and close those that have stopped
@@ -382,23 +391,3 @@ class DataPlane:
 
 def _queued_bytes(connection: Connection) -> int:
     return connection.outbox.queued_bytes if connection.outbox is not None else 0
-
-
-PORT_COUNTERS = (
-    "frames_in",
-    "frames_out",
-    "bytes_in",
-    "bytes_out",
-    "unknown_frames",
-    "dropped_absent",
-    "dropped_short",
-)
-OUTBOX_COUNTERS = ("dropped_full", "dropped_old", "dropped_memory")
-
-
-def counts(connection: Connection) -> dict[str, int]:
-    """What one connection has counted, by the names of `relayd status --json`."""
-    outbox = connection.outbox
-    return {name: getattr(connection, name) for name in PORT_COUNTERS} | {
-        name: getattr(outbox, name) if outbox is not None else 0 for name in OUTBOX_COUNTERS
-    }

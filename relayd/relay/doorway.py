@@ -7,7 +7,6 @@ Reading stops where the handshake ends: what an agent sends behind its Proof sta
 
 from __future__ import annotations
 
-import errno
 import math
 import socket
 from collections import Counter
@@ -18,20 +17,21 @@ import trio
 from relayd.endpoints import Endpoint
 from relayd.observe import log
 from relayd.relay.admission import Verdict
+from relayd.relay.arrival import Arrival
 from relayd.relay.claims import PROBE_S, Claims
 from relayd.relay.connection import Connection
+from relayd.relay.descriptors import SCARCE, Spare
+from relayd.relay.door_limits import FULL, Counting, DoorLimits
 from relayd.relay.guard import Greeter
 from relayd.relay.waiting_room import WaitingRoom, place_of
-from relayd.wire.frames import HEADER_BYTES, LENGTH_BYTES, encode_error
+from relayd.wire.frames import encode_error
 from relayd.wire.identity import (
-    MAX_INPUT_BYTES,
     Admitted,
     Refusal,
     Refused,
     Registered,
     RelayOutcome,
 )
-from relayd.wire.identity_frames import PROOF
 from relayd.wire.relay_handshake import NotAdmittedError, State
 
 FAREWELL_S = 1.0
@@ -43,79 +43,17 @@ DRAIN_BYTES = 64 << 10
 FAREWELLS = 256
 """Most refused connections that are being drained at a time; the next are closed at once."""
 
-ACCEPT_RETRY_FIRST_S, ACCEPT_RETRY_CAP_S = 0.005, 1.0
-"""Waits after accept() failed for want of descriptors or memory."""
+SHED_S = 0.05
+"""Between two newcomers that are turned away for want of descriptors: one that is evicted for them has gone
+by then."""
+
+NO_DESCRIPTORS = "no descriptors"
 
 ACCEPTS_AT_ONCE = 32
 """Connections taken in before other tasks have their turn."""
 
-SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-PART_OF_HEADER_S = 0.05
-"""Between two looks at a header that is there in part: its socket stays readable meanwhile."""
-
 KEY_IN_USE = "key in use"
 """Among the reasons for a refusal: its holder answers."""
-
-
-class _Arrival:
-    """One connection that is not admitted yet."""
-
-    __slots__ = ("endpoint", "excuse", "handshake", "ours", "scope", "sock")
-
-    def __init__(self, sock: socket.socket, endpoint: Endpoint, greeter: Greeter) -> None:
-        now = trio.current_time()
-        self.sock = sock
-        self.endpoint = endpoint
-        self.handshake = greeter.handshake(endpoint, now)
-        self.scope = trio.CancelScope(deadline=now + greeter.timeout_s)
-        self.ours = True
-        """Whether the socket is still the doorway's to close."""
-        self.excuse = ""
-        """Why it waits, where that says more than the handshake can."""
-
-    async def outcome(self) -> RelayOutcome | None:
-        """Read until the handshake has one; None: closed, or broken. Sends what the handshake says meanwhile.
-
-        To be cancelled only where it waits: nothing that was read is lost."""
-        while True:
-            try:
-                data = self.sock.recv(min(self.handshake.wants, MAX_INPUT_BYTES))
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.sock)
-                continue
-            except OSError:
-                return None
-            if not data:
-                return None
-            step = self.handshake.receive(data, trio.current_time())
-            if step.send and not self._say(step.send):
-                return None
-            if step.outcome is not None:
-                return step.outcome
-
-    async def proof(self) -> None:
-        """Wait until a Proof is what comes next; for ever when it is another frame, which stays unread."""
-        while True:
-            await trio.lowlevel.wait_readable(self.sock)
-            try:
-                head = self.sock.recv(HEADER_BYTES, socket.MSG_PEEK)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return  # as the next read finds
-            if not head or head[LENGTH_BYTES:] == bytes([PROOF]):
-                return
-            if len(head) == HEADER_BYTES:
-                await trio.sleep_forever()
-            await trio.sleep(PART_OF_HEADER_S)
-
-    def _say(self, data: bytes) -> bool:
-        """Whether it went out whole: a fresh socket takes some hundred bytes, always, unless it is broken."""
-        try:
-            return self.sock.send(data) == len(data)
-        except OSError:
-            return False
 
 
 class Doorway:
@@ -126,16 +64,16 @@ class Doorway:
         claims: Claims,
         greeter: Greeter,
         nursery: trio.Nursery,
-        *,
-        max_unregistered: int,
-        max_unregistered_per_address: int,
+        limits: DoorLimits,
     ) -> None:
         self._claims = claims
         self._greeter = greeter
         self._nursery = nursery
-        self._room: WaitingRoom[_Arrival] = WaitingRoom(
-            seats=max_unregistered, seats_per_place=max_unregistered_per_address
+        self._room: WaitingRoom[Arrival] = WaitingRoom(
+            seats=limits.max_unregistered, seats_per_place=limits.max_unregistered_per_address
         )
+        self._counting = Counting(limits, trio.current_time())
+        self._spare = Spare()
         self._open: set[trio.CancelScope] = set()
         """One for each listener in use."""
         self._all_shut = trio.Event()
@@ -145,6 +83,10 @@ class Doorway:
         """Connections that got in, by what let them in (`Gate.admit`)."""
         self.refused: Counter[str] = Counter()
         """Connections that never got in, by reason."""
+
+    def resumed(self, connection: Connection) -> None:
+        """A connection of an earlier process is served on."""
+        self._counting.came(place_of(connection.endpoint.address))
 
     @property
     def unregistered(self) -> int:
@@ -172,34 +114,60 @@ class Doorway:
             await self._all_shut.wait()
 
     async def _accept(self, listener: socket.socket) -> None:
-        wait_s = ACCEPT_RETRY_FIRST_S
         while True:
             await trio.lowlevel.wait_readable(listener)
+            wait_s = 0.0
             try:
                 for _ in range(ACCEPTS_AT_ONCE):
                     sock, address = listener.accept()
-                    wait_s = ACCEPT_RETRY_FIRST_S
+                    self._spare.enough()
                     sock.setblocking(False)
                     self._arrive(sock, Endpoint.of_socket(address))
+                    wait_s = self._counting.wait_s(trio.current_time())
+                    if wait_s:
+                        break
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
                 if error.errno not in SCARCE:
                     raise
-                log.get().warning("relay.accept_failed", reason=error.strerror, retry_s=wait_s)
+                self._shed(listener, error)
+                wait_s = SHED_S
+            if wait_s:
                 await trio.sleep(wait_s)
-                wait_s = min(wait_s * 2, ACCEPT_RETRY_CAP_S)
+
+    def _shed(self, listener: socket.socket, error: OSError) -> None:
+        """There are no descriptors left: turn the newcomer away, and make room for the next one."""
+        self._spare.short(error)
+        self._evict(self._room.oldest(), NO_DESCRIPTORS)
+        if self._spare.turn_away(listener):
+            self.accepted += 1
+            self.refused[NO_DESCRIPTORS] += 1
 
     def _arrive(self, sock: socket.socket, endpoint: Endpoint) -> None:
         self.accepted += 1
-        arrival = _Arrival(sock, endpoint, self._greeter)
-        victim = self._room.enter(arrival, place_of(endpoint.address))
-        if victim is not None:
-            self.refused["too many at the door"] += 1
-            victim.scope.cancel()
+        place = place_of(endpoint.address)
+        refusal = self._counting.refusal(place, trio.current_time())
+        if refusal == FULL and (oldest := self._room.oldest()) is not None:
+            self._evict(oldest, FULL)
+            refusal = ""
+        if refusal:
+            self.refused[refusal] += 1
+            sock.close()
+            return
+        self._counting.came(place)
+        arrival = Arrival(sock, endpoint, self._greeter)
+        self._evict(self._room.enter(arrival, place), "too many at the door")
         self._nursery.start_soon(self._enter, arrival, name=f"doorway {endpoint}")
 
-    async def _enter(self, arrival: _Arrival) -> None:
+    def _evict(self, victim: Arrival | None, reason: str) -> None:
+        """It goes, to make room. Once is enough."""
+        if victim is not None and not victim.scope.cancel_called:
+            self._room.leave(victim)
+            self.refused[reason] += 1
+            victim.scope.cancel()
+
+    async def _enter(self, arrival: Arrival) -> None:
         """One connection until it is the data plane's, or gone."""
         try:
             with arrival.scope:
@@ -212,8 +180,10 @@ class Doorway:
         finally:
             if arrival.ours:
                 arrival.sock.close()
+            if not arrival.served:
+                self._counting.went(place_of(arrival.endpoint.address))
 
-    async def _let_in(self, arrival: _Arrival, outcome: RelayOutcome | None) -> None:
+    async def _let_in(self, arrival: Arrival, outcome: RelayOutcome | None) -> None:
         match outcome:
             case Admitted():
                 self._claim(arrival, admission=outcome.admission, home=outcome.home_key.short())
@@ -225,7 +195,7 @@ class Doorway:
                 # Else it is a health probe, or as good as one: neither an error nor worth a line.
                 self.refused["left early"] += 1
 
-    def _claim(self, arrival: _Arrival, *, admission: str, home: str) -> None:
+    def _claim(self, arrival: Arrival, *, admission: str, home: str) -> None:
         """It is admitted: the data plane's from now on."""
         handshake = arrival.handshake
         assert handshake.key is not None
@@ -239,6 +209,7 @@ class Doorway:
             log.get().debug("agent.refused", endpoint=str(arrival.endpoint), reason=error.strerror)
             return
         arrival.ours = False
+        arrival.served = True
         self.admitted[admission] += 1
         log.get().info(
             "agent.registered",
@@ -248,7 +219,7 @@ class Doorway:
             **({"home": home} if home not in ("", handshake.key.short()) else {}),
         )
 
-    async def _enter_bare(self, arrival: _Arrival) -> None:
+    async def _enter_bare(self, arrival: Arrival) -> None:
         """Policy `optional`: a Register whose key is to be had for nothing, or for a Proof in time."""
         handshake = arrival.handshake
         assert handshake.key is not None
@@ -273,7 +244,7 @@ class Doorway:
             await self._let_in(arrival, outcome)
             return
 
-    async def _contest(self, arrival: _Arrival) -> tuple[bool, RelayOutcome | None]:
+    async def _contest(self, arrival: Arrival) -> tuple[bool, RelayOutcome | None]:
         """Its key is held by one that hasn't proved it either. -> (whether the key is free, or the outcome)
 
         A Proof ends it at any time; it may be on its way while the holder answers.
@@ -299,7 +270,7 @@ class Doorway:
 
     async def _meanwhile(
         self,
-        arrival: _Arrival,
+        arrival: Arrival,
         event: trio.Event,
         seconds: float,
         *,
@@ -322,9 +293,13 @@ class Doorway:
             nursery.cancel_scope.cancel()
         return ended, outcome
 
+    def close(self) -> None:
+        """Give back what it keeps for bad times."""
+        self._spare.close()
+
     # Refusals ---------------------------------------------------------------------------------------------
 
-    def _time_is_up(self, arrival: _Arrival) -> None:
+    def _time_is_up(self, arrival: Arrival) -> None:
         if arrival.excuse:
             self.refused[KEY_IN_USE] += 1
             self._say_refused(arrival, arrival.excuse)
@@ -336,11 +311,11 @@ class Doorway:
         assert isinstance(refused, Refused)
         self._refuse(arrival, refused)
 
-    def _refuse(self, arrival: _Arrival, refused: Refused) -> None:
+    def _refuse(self, arrival: Arrival, refused: Refused) -> None:
         self.refused[refused.refusal.value] += 1
         self._say_refused(arrival, refused.reason)
 
-    def _say_refused(self, arrival: _Arrival, reason: str) -> None:
+    def _say_refused(self, arrival: Arrival, reason: str) -> None:
         key = arrival.handshake.key
         log.get().info(
             "agent.refused",
@@ -355,6 +330,7 @@ class Doorway:
 
     def on_closed(self, connection: Connection, reason: str, say: str) -> None:
         """The data plane has let go of a connection: tell it why if that helps, then close it."""
+        self._counting.went(place_of(connection.endpoint.address))
         log.get().info(
             "agent.left",
             key=connection.key.short(),

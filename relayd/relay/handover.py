@@ -21,7 +21,8 @@ from relayd.manager.handover import Carried, Handover
 from relayd.manager.manager import Manager
 from relayd.observe import log
 from relayd.relay.connection import FORMAT, Connection, Facts
-from relayd.relay.dataplane import OUTBOX_COUNTERS, PORT_COUNTERS, DataPlane
+from relayd.relay.counters import OUTBOX_COUNTERS, PORT_COUNTERS
+from relayd.relay.dataplane import DataPlane
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):

@@ -47,7 +47,9 @@ class Housekeeping:
     def _look_for_the_silent(self) -> None:
         now = time.monotonic()
         worth_a_look = now - min(ASK_AFTER_S, self._silence_s)
-        for connection in [one for one in self._plane.connections if one.heard_at <= worth_a_look]:
+        for connection in [
+            one for one in self._plane.connections if one.heard_at <= worth_a_look and not one.paused
+        ]:
             silent_s = now - connection.heard_at
             judgement = judge(
                 silent_s=silent_s,

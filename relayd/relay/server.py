@@ -27,14 +27,18 @@ from relayd.observe.loop_lag import LoopLag
 from relayd.relay.claims import Claims
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
+from relayd.relay.counters import counts
 from relayd.relay.credentials import Credentials, join_string, load_credentials
-from relayd.relay.dataplane import Bounds, DataPlane, counts
+from relayd.relay.dataplane import Bounds, DataPlane
+from relayd.relay.door_limits import DoorLimits
 from relayd.relay.doorway import Doorway
 from relayd.relay.guard import Greeter, Guard
 from relayd.relay.handover import open_handover, resume, save
 from relayd.relay.housekeeping import Housekeeping
 from relayd.relay.listeners import name_of, open_listeners, pair_udp
 from relayd.relay.memory import memory_limit
+from relayd.relay.rates import KeyRates
+from relayd.relay.reload import Reloader
 from relayd.relay.stun_server import Pair, StunServer
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
@@ -72,6 +76,7 @@ class Relay:
             queue_bytes=config.queue_bytes,
             queue_age_s=config.queue_age_ms / 1000,
             memory_bytes=min(config.memory_bytes, memory_limit() // 2),
+            rates=KeyRates(config.rate_bytes_s, config.rate_frames_s),
             stalled_s=config.stalled_s,
         )
         self.plane = DataPlane(
@@ -98,8 +103,7 @@ class Relay:
             self.claims,
             greeter,
             nursery,
-            max_unregistered=config.max_unregistered,
-            max_unregistered_per_address=config.max_unregistered_per_address,
+            DoorLimits.of(config),
         )
         self.prober = NatProber(self.poller, [pair.first for pair in udp])
         self.loop_lag = LoopLag()
@@ -110,6 +114,12 @@ class Relay:
             proved=self.claims.proved_before,
             still_admits=self.guard.gate.still_admits,
             proof_required=config.auth == "required",
+        )
+        for connection in self.plane.connections:
+            self.doorway.resumed(connection)
+        files = credentials.files
+        self.admission_files = Reloader(
+            "admission", files.paths, partial(files.read, make=False), self.guard.replace
         )
 
     def _on_closed(self, connection: Connection, reason: str, say: str) -> None:
@@ -152,6 +162,7 @@ class Relay:
             "not_resumed": dict(self.plane.handover.closed),
             "admitted": dict(self.doorway.admitted),
             "refused": dict(self.doorway.refused),
+            "pauses": self.plane.throttle.pauses,
             "frames_in": total["frames_in"],
             "frames_out": total["frames_out"],
             "bytes_in": total["bytes_in"],
@@ -183,6 +194,7 @@ class Relay:
         for connection in list(self.plane.connections):
             self.plane.connections.discard(connection)
             connection.sock.close()
+        self.doorway.close()
         self.stun.close()
         self.plane.handover.close()
         self.poller.close()
@@ -243,6 +255,7 @@ async def serve(
                 manager=manager,
             )
             stack.push(relay.close)
+            signals.on_reload.append(relay.admission_files.ask)
             # Connections that the manager keeps need not be moved.
             signals.drain_s = 0.0 if relay.plane.handover.enabled else config.drain_s
             trio.lowlevel.add_instrument(relay.loop_lag)
@@ -251,6 +264,8 @@ async def serve(
                 relay.poller.yield_when_readable(listener.fileno())
             services = [
                 Service(name="data plane", run=relay.poller.run),
+                Service(name="admission files", run=relay.admission_files.run),
+                Service(name="throttle", run=relay.plane.throttle.run),
                 Service(name="housekeeping", run=relay.housekeeping.run),
                 Service(
                     name="control socket",

@@ -1,0 +1,78 @@
+"""One connection that is not admitted yet: its socket, its handshake, its time."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from relayd.endpoints import Endpoint
+from relayd.relay.guard import Greeter
+from relayd.wire.frames import HEADER_BYTES, LENGTH_BYTES
+from relayd.wire.identity import MAX_INPUT_BYTES, RelayOutcome
+from relayd.wire.identity_frames import PROOF
+
+PART_OF_HEADER_S = 0.05
+"""Between two looks at a header that is there in part: its socket stays readable meanwhile."""
+
+
+class Arrival:
+    """One connection that is not admitted yet."""
+
+    __slots__ = ("endpoint", "excuse", "handshake", "ours", "scope", "served", "sock")
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, greeter: Greeter) -> None:
+        now = trio.current_time()
+        self.sock = sock
+        self.endpoint = endpoint
+        self.handshake = greeter.handshake(endpoint, now)
+        self.scope = trio.CancelScope(deadline=now + greeter.timeout_s)
+        self.ours = True
+        """Whether the socket is still the doorway's to close."""
+        self.served = False
+        """Whether the data plane has it: then it is counted until that lets go of it."""
+        self.excuse = ""
+        """Why it waits, where that says more than the handshake can."""
+
+    async def outcome(self) -> RelayOutcome | None:
+        """Read until the handshake has one; None: closed, or broken. Sends what the handshake says meanwhile.
+
+        To be cancelled only where it waits: nothing that was read is lost."""
+        while True:
+            try:
+                data = self.sock.recv(min(self.handshake.wants, MAX_INPUT_BYTES))
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+                continue
+            except OSError:
+                return None
+            if not data:
+                return None
+            step = self.handshake.receive(data, trio.current_time())
+            if step.send and not self._say(step.send):
+                return None
+            if step.outcome is not None:
+                return step.outcome
+
+    async def proof(self) -> None:
+        """Wait until a Proof is what comes next; for ever when it is another frame, which stays unread."""
+        while True:
+            await trio.lowlevel.wait_readable(self.sock)
+            try:
+                head = self.sock.recv(HEADER_BYTES, socket.MSG_PEEK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return  # as the next read finds
+            if not head or head[LENGTH_BYTES:] == bytes([PROOF]):
+                return
+            if len(head) == HEADER_BYTES:
+                await trio.sleep_forever()
+            await trio.sleep(PART_OF_HEADER_S)
+
+    def _say(self, data: bytes) -> bool:
+        """Whether it went out whole: a fresh socket takes some hundred bytes, always, unless it is broken."""
+        try:
+            return self.sock.send(data) == len(data)
+        except OSError:
+            return False

@@ -1,0 +1,85 @@
+"""Files that are read again when they change, or when SIGHUP says so.
+
+a look a second -> changed, and the same again SETTLE_S later -> read it (in a thread) -> use it, whole
+                                                              -> wrong: say so, and keep what there was
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import trio
+
+from relayd.errors import ConfigError, HostError
+from relayd.observe import log
+
+LOOK_S = 1.0
+"""Between two looks at a file's name, size and time: a system call each. (inotify sees neither what a
+Kubernetes volume swaps by symlink nor what an NFS server changes.)"""
+
+SETTLE_S = 0.2
+"""A file that somebody is writing changes again within this; what is read of it in the middle may be half a
+list."""
+
+T = TypeVar("T")
+
+_Look = tuple[tuple[int, int, int, int] | None, ...]
+
+
+class Reloader(Generic[T]):
+    """One set of files that belong together."""
+
+    def __init__(
+        self, what: str, paths: Sequence[Path], read: Callable[[], T], use: Callable[[T], None]
+    ) -> None:
+        """`what` is the noun of its events. `read` may block, and raises ConfigError or HostError for what
+        can't be used; `use` gets what it returned. What stands in the files now counts as known."""
+        self._what, self._paths = what, tuple(paths)
+        self._read, self._use = read, use
+        self._known = self._look()
+        self._asked = trio.Event()
+
+    def ask(self) -> None:
+        """Read them again though nothing seems to have changed (SIGHUP)."""
+        self._asked.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look, for ever."""
+        task_status.started()
+        while True:
+            with trio.move_on_after(LOOK_S):
+                await self._asked.wait()
+            if self._asked.is_set() or self._look() != self._known:
+                await self._reload()
+
+    async def _reload(self) -> None:
+        self._asked = trio.Event()
+        seen = self._look()
+        await trio.sleep(SETTLE_S)
+        while (again := self._look()) != seen:
+            seen = again
+            await trio.sleep(SETTLE_S)
+        self._known = seen
+        try:
+            found = await trio.to_thread.run_sync(self._read)
+        except (ConfigError, HostError) as error:
+            log.get().error(
+                f"{self._what}.kept", reason=str(error), meaning="what was there before is in force"
+            )
+            return
+        self._use(found)
+        log.get().info(f"{self._what}.reloaded")
+
+    def _look(self) -> _Look:
+        return tuple(map(_stat, self._paths))
+
+
+def _stat(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
