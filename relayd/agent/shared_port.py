@@ -54,19 +54,20 @@ class SharedPort:
         on_stun: Handler,
         on_sealed: Handler,
         raw: bool = True,
+        lacks: str = "",
         mark: Mark = mark_if_allowed,
     ) -> None:
         """`port` is WireGuard's. The handlers must not block; what they raise is a bug, which ends the agent.
 
-        Without `raw`, or where the host doesn't allow it, sockets of other ports are used, and `estimated`
-        is true. Raises OSError when not even those can be had.
+        Without `raw` (`lacks` says why), or where the host doesn't allow it, sockets of other ports are used,
+        and `estimated` is true. Raises OSError when not even those can be had.
         """
         self.wireguard_port = port
         self._handlers = {PortMessage.STUN: on_stun, PortMessage.SEALED: on_sealed}
         self._poller: Poller | None = None
         self.counts: Counter[str] = Counter()
         """Datagrams received, those not for us, and errors, by reason."""
-        self.lacks = "" if raw else "not asked for"
+        self.lacks = "" if raw else lacks or "it wasn't asked for"
         """Why the port couldn't be shared, in words; empty when it is."""
         self._legs: dict[int, UdpLeg] = {}
         if raw:

@@ -243,6 +243,7 @@ RELAY = Role(
 # And in that of `relayd agent`.
 _agent = partial(Setting, "agent", "agent")
 _of_relay = partial(Setting, "relay", "relay")
+_paths = partial(Setting, "agent", "direct paths")
 _timing = partial(Setting, "agent", "timing")
 _agent_queues = partial(Setting, "agent", "queues")
 
@@ -280,6 +281,12 @@ AGENT = Role(
         _agent("log", kinds.LOG, _LOG, common=True),
         _agent(
             "proxy_port", kinds.PORT, "the agent's port on lo, where WireGuard sends what is for the relay"
+        ),
+        _paths(
+            "stun",
+            kinds.several(values.stun_server, "HOST:PORT", example="stun.example.net:3478"),
+            "STUN servers to ask beside the relay, which is one; may be repeated",
+            default="the relay alone",
         ),
         _timing("keepalive_s", _DURATION, "between two signs of life to the relay"),
         _timing("echo_s", _DURATION, "between two asks whether the relay lives"),

@@ -184,6 +184,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """As of a relay."""
 
     http_names: tuple[str, ...] = ()
+    stun: tuple[str, ...] = ()
+    """STUN servers beside the relay, which is one; HOST:PORT each."""
+
     proxy_port: int = marks.PROXY_PORT
     log: LogMode = "auto"
     queue_bytes: int = QUEUE_BYTES

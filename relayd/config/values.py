@@ -378,6 +378,14 @@ def relay_address(value: object) -> str:
     return f"{host}:{port}"
 
 
+def stun_server(value: object) -> str:
+    """HOST or HOST:PORT of a STUN server, in its canonical form, with its port."""
+    written = text(value).strip()
+    if re.fullmatch(r"\[[^]]*\]|[^:]+", written):
+        written = f"{written}:{marks.RELAY_PORT}"
+    return relay_address(written)
+
+
 def _host_port(written: str, example: str) -> tuple[str, int]:
     try:
         return split_host_port(written)

@@ -214,8 +214,8 @@ class _Socket:
             counts["indications"] += 1
             return False
         link_local = bool(source.address.is_link_local)
-        if reply.from_other_port:
-            return self._send_from_other(reply.data, slot, local, link_local=link_local)
+        if reply.from_other_port or reply.to_port:
+            return self._send_apart(reply, slot, local, link_local=link_local)
         slots.buffer[at : at + len(reply.data)] = reply.data
         slots.answer(slot, len(reply.data), by_same_interface=link_local)
         counts["answered"] += 1
@@ -230,11 +230,11 @@ class _Socket:
         address = scoped(str(IPv6Address(name[8:24])), scope)
         return Endpoint(address.ipv4_mapped or address, port)
 
-    def _send_from_other(self, data: bytes, slot: int, local: Endpoint, *, link_local: bool) -> bool:
-        """What RFC 5780 asks for with CHANGE-REQUEST: rare, so one call each."""
-        assert self._other is not None
+    def _send_apart(self, reply: stun.Reply, slot: int, local: Endpoint, *, link_local: bool) -> bool:
+        """From the other port, or to another one, as RFC 5780's tests ask for: rare, so one call each."""
+        sock = self._other if reply.from_other_port and self._other is not None else self.sock
         name = self._slots.name(slot)
-        port = int.from_bytes(name[2:4], "big")
+        port = reply.to_port or int.from_bytes(name[2:4], "big")
         try:
             if self._v6:
                 scope = struct.unpack("=I", name[24:28])[0] if link_local else 0
@@ -246,7 +246,7 @@ class _Socket:
                 )
             else:
                 to = (str(IPv4Address(name[4:8])), port)
-            self._other.sendmsg([data], [own_source(local.address)], 0, to)
+            sock.sendmsg([reply.data], [own_source(local.address)], 0, to)
         except OSError as error:
             self._server.counts["unsent"] += 1
             log.get().debug("relay.udp_failed", reason=error.strerror)

@@ -5,8 +5,9 @@
 
     0x0001 Binding request   0x0011 indication   0x0101 success   0x0111 error     (RFC 8489, section 5)
     0x0001 MAPPED-ADDRESS    0x0009 ERROR-CODE   0x000A UNKNOWN-ATTRIBUTES   0x0020 XOR-MAPPED-ADDRESS
-    0x8028 FINGERPRINT                                                             (RFC 8489, section 14)
-    0x0003 CHANGE-REQUEST    0x802B RESPONSE-ORIGIN   0x802C OTHER-ADDRESS         (RFC 5780, section 7)
+    0x8028 FINGERPRINT                                                              (RFC 8489, section 14)
+    0x0003 CHANGE-REQUEST    0x0027 RESPONSE-PORT
+    0x802B RESPONSE-ORIGIN   0x802C OTHER-ADDRESS                                  (RFC 5780, section 7)
 
 Attributes below 0x8000 must be understood by who gets them; the others may be skipped.
 
@@ -39,6 +40,7 @@ BINDING_ERROR: Final = 0x0111
 
 MAPPED_ADDRESS: Final = 0x0001
 CHANGE_REQUEST: Final = 0x0003
+CHANGED_ADDRESS: Final = 0x0005
 USERNAME: Final = 0x0006
 MESSAGE_INTEGRITY: Final = 0x0008
 ERROR_CODE: Final = 0x0009
@@ -48,6 +50,7 @@ NONCE: Final = 0x0015
 MESSAGE_INTEGRITY_SHA256: Final = 0x001C
 XOR_MAPPED_ADDRESS: Final = 0x0020
 PADDING: Final = 0x0026
+RESPONSE_PORT: Final = 0x0027
 FINGERPRINT: Final = 0x8028
 RESPONSE_ORIGIN: Final = 0x802B
 OTHER_ADDRESS: Final = 0x802C
@@ -158,28 +161,37 @@ def xored(value: bytes, transaction: bytes) -> bytes:
 # What a client says and hears -------------------------------------------------------------------------------
 
 
-def encode_request(transaction: bytes, *, change_ip: bool = False, change_port: bool = False) -> bytes:
-    """A Binding request. Without a wish for another source it is the shortest there is."""
+def encode_request(
+    transaction: bytes, *, change_ip: bool = False, change_port: bool = False, response_port: int = 0
+) -> bytes:
+    """A Binding request. Without a wish for another source it is the shortest there is.
+
+    `response_port`: where the answer is to go instead of the port that the request comes from; 0: there.
+    """
     flags = CHANGE_IP * change_ip + CHANGE_PORT * change_port
     attributes = [(CHANGE_REQUEST, flags.to_bytes(4, "big"))] if flags else []
+    if response_port:
+        attributes.append((RESPONSE_PORT, response_port.to_bytes(2, "big") + bytes(2)))
     return encode(BINDING_REQUEST, transaction, attributes, fingerprint=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BindingAnswer:
     """What a server said. `mapped` is where it saw the request come from, None in an error; `other` its
-    second address and port (RFC 5780), if it has one. `error` is 0 for a success."""
+    second address and port (RFC 5780), if it has one; `changed` is what classic servers (RFC 3489) call
+    that. `error` is 0 for a success."""
 
     transaction: bytes
     mapped: Endpoint | None
     other: Endpoint | None
     error: int
+    changed: Endpoint | None = None
 
 
 def decode_answer_untrusted(datagram: bytes) -> BindingAnswer:
     """A Binding success or error. Raises RemoteProtocolError for all else."""
     message = decode_untrusted(datagram)
-    other = message.find(OTHER_ADDRESS)
+    other, changed = message.find(OTHER_ADDRESS), message.find(CHANGED_ADDRESS)
     mapped: Endpoint | None = None
     error = 0
     if message.kind == BINDING_SUCCESS:
@@ -201,6 +213,7 @@ def decode_answer_untrusted(datagram: bytes) -> BindingAnswer:
         mapped=mapped,
         other=decode_address_untrusted(other) if other is not None else None,
         error=error,
+        changed=decode_address_untrusted(changed) if changed is not None else None,
     )
 
 
@@ -208,6 +221,7 @@ def decode_answer_untrusted(datagram: bytes) -> BindingAnswer:
 
 _KNOWN = {
     CHANGE_REQUEST,
+    RESPONSE_PORT,
     PADDING,  # RFC 5780, section 7.6: to be answered with as much, which would be a way to amplify; it isn't
     # Credentials that nobody asked for are ignored (RFC 8489, section 9).
     *(USERNAME, MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256, REALM, NONCE),
@@ -216,10 +230,12 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a request, and whether it is to come from the server's other port."""
+    """The answer to a request, whether it is to come from the server's other port, and to which port it goes
+    instead of the one that was asked from (0: to that)."""
 
     data: bytes
     from_other_port: bool = False
+    to_port: int = 0
 
 
 def answer_untrusted(
@@ -246,6 +262,11 @@ def answer_untrusted(
     if (change is not None and len(change) != 4) or flags & CHANGE_IP or (flags and other is None):
         # There is one address; what can't be done is said so (RFC 5780, section 6.1).
         unknown.append(CHANGE_REQUEST)
+    # To another port of the very address that asks: no more than a forged source port could have had.
+    port = message.find(RESPONSE_PORT)
+    to_port = int.from_bytes(port[:2], "big") if port is not None else 0
+    if port is not None and (len(port) not in (2, 4) or not to_port):
+        unknown.append(RESPONSE_PORT)
     if unknown:
         refusal = (
             (ERROR_CODE, bytes((0, 0, BAD_ATTRIBUTES // 100, BAD_ATTRIBUTES % 100))),
@@ -260,4 +281,4 @@ def answer_untrusted(
         origin = other if from_other and other is not None else local
         attributes.append((RESPONSE_ORIGIN, encode_address(origin)))
     answer = encode(BINDING_SUCCESS, message.transaction, attributes, fingerprint=message.fingerprint)
-    return Reply(answer, from_other)
+    return Reply(answer, from_other, to_port)

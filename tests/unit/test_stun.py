@@ -118,12 +118,12 @@ def test_a_wish_that_can_not_be_granted_is_refused(request_: bytes, other: Endpo
 
 
 def test_unknown_attributes_that_must_be_understood_are_named_once_each() -> None:
-    attributes = [(0x7001, b""), (0x0027, b"\x00\x01\x00\x00"), (0x7001, b"x"), (0x8099, b"skipped")]
+    attributes = [(0x7001, b""), (0x0044, b"\x00\x01\x00\x00"), (0x7001, b"x"), (0x8099, b"skipped")]
     reply = answer(stun.encode(stun.BINDING_REQUEST, TRANSACTION, attributes, fingerprint=True))
     message = stun.decode_untrusted(reply.data)
     assert message.kind == stun.BINDING_ERROR
     assert message.fingerprint
-    assert message.find(stun.UNKNOWN_ATTRIBUTES) == bytes.fromhex("00277001")
+    assert message.find(stun.UNKNOWN_ATTRIBUTES) == bytes.fromhex("00447001")
     assert message.find(stun.ERROR_CODE) == bytes.fromhex("00000414")
 
 
@@ -192,3 +192,11 @@ def test_a_cut_or_lengthened_message_is_refused(message: bytes, at: int) -> None
 def test_an_address_of_another_size_than_its_family_says_is_refused(value: str) -> None:
     with pytest.raises(RemoteProtocolError, match="unknown kind"):
         stun.decode_address_untrusted(bytes.fromhex(value))
+
+
+def test_an_answer_to_another_port_of_the_same_address_is_granted() -> None:
+    assert answer(stun.encode_request(TRANSACTION, response_port=4444)).to_port == 4444
+    for wrong in (b"", b"\0\0\0\0", b"\0\1\0\0\0\0"):
+        attributes = [(stun.RESPONSE_PORT, wrong)]
+        reply = answer(stun.encode(stun.BINDING_REQUEST, TRANSACTION, attributes, fingerprint=False))
+        assert stun.decode_answer_untrusted(reply.data).error == 420

@@ -232,3 +232,11 @@ async def test_ipv4_that_comes_through_an_ipv6_socket_is_told_as_ipv4() -> None:
             nursery.cancel_scope.cancel()
         mapped = stun.decode_answer_untrusted(client.recv(100)).mapped
         assert mapped == Endpoint.of_socket(client.getsockname())
+
+
+async def test_the_answer_goes_to_another_port_of_the_same_address_when_that_is_asked_for(rig: Rig) -> None:
+    with bound(rig.client.family, rig.first[0]) as other:
+        port = other.getsockname()[1]
+        assert await rig.served(stun.encode_request(transaction(1), response_port=port)) == []
+        answer = stun.decode_answer_untrusted(other.recv(200))
+        assert (answer.transaction, answer.mapped) == (transaction(1), here(rig))

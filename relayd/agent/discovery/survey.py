@@ -1,0 +1,171 @@
+"""Everything about how this host is reached, found out in one go: what `relayd stun` prints and the agent
+keeps.
+
+In order: what the configuration says, STUN, the gateway's port mapping, a cloud's metadata, the interfaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+import trio
+
+from relayd.agent.discovery.stun_client import StunClient
+from relayd.agent.discovery.stun_look import Look, look
+from relayd.agent.discovery.stun_servers import Resolver, StunServer
+from relayd.agent.shared_port import SharedPort
+from relayd.endpoints import Endpoint
+from relayd.errors import HostError
+from relayd.kernel.addresses import HostAddress, host_addresses
+from relayd.observe import log
+from relayd.paths.findings import Finding, Method, in_order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Whom to ask."""
+
+    servers: tuple[StunServer, ...] = ()
+    manual: tuple[Endpoint, ...] = ()
+    """What the configuration says that this host is reached at."""
+    lifetime_s: float = 0.0
+    """Find out how long a mapping lives, up to this; 0: don't."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found out at one time."""
+
+    port: int
+    """WireGuard's."""
+    lacks: str = ""
+    """Why it couldn't be shared; the findings by STUN are estimates then."""
+    looks: tuple[Look, ...] = ()
+    """By STUN, one for each IP version that there is."""
+    findings: tuple[Finding, ...] = ()
+    """The most believable first."""
+    failed: frozenset[tuple[Method, int]] = frozenset()
+    """Methods that could have told something and didn't, by IP version."""
+    problems: tuple[str, ...] = ()
+    addresses: tuple[HostAddress, ...] = ()
+
+    def look_of(self, version: int) -> Look | None:
+        """What STUN told for this IP version."""
+        return next((one for one in self.looks if one.version == version), None)
+
+
+@dataclass(slots=True)
+class _Notes:
+    findings: list[Finding] = field(default_factory=list)
+    failed: set[tuple[Method, int]] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    looks: dict[int, Look] = field(default_factory=dict)
+
+
+async def survey(port: SharedPort, client: StunClient, resolver: Resolver, sources: Sources) -> Survey:
+    """Find out all of it; some seconds, where nobody answers. Nothing the network does makes it fail.
+
+    `port` is being read, and gives `client` the STUN messages that come in.
+    """
+    notes, now = _Notes(), trio.current_time()
+    try:
+        addresses = await host_addresses()
+    except HostError as error:
+        addresses = []
+        notes.problems.append(str(error))
+    notes.findings += [
+        Finding(method=Method.MANUAL, endpoint=one, source="configuration", found_at=now)
+        for one in sources.manual
+    ]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_ask_stun, port, client, resolver, sources, addresses, notes)
+    notes.findings += _of_interfaces(addresses, port.wireguard_port, now)
+    return Survey(
+        port=port.wireguard_port,
+        lacks=port.lacks,
+        looks=tuple(notes.looks[version] for version in sorted(notes.looks)),
+        findings=tuple(in_order(notes.findings)),
+        failed=frozenset(notes.failed),
+        problems=tuple(notes.problems),
+        addresses=tuple(addresses),
+    )
+
+
+async def _ask_stun(
+    port: SharedPort,
+    client: StunClient,
+    resolver: Resolver,
+    sources: Sources,
+    addresses: Sequence[HostAddress],
+    notes: _Notes,
+) -> None:
+    targets: list[tuple[str, Endpoint]] = []
+    found: dict[StunServer, list[Endpoint]] = {}
+
+    async def resolve(server: StunServer) -> None:
+        try:
+            found[server] = await resolver.resolve(server)
+        except OSError as error:
+            notes.problems.append(f"STUN server {server}: {error}")
+
+    async with trio.open_nursery() as nursery:
+        for server in sources.servers:
+            nursery.start_soon(resolve, server)
+    for server in sources.servers:
+        targets += [(str(server), endpoint) for endpoint in found.get(server, ())]
+    own = {one.address for one in addresses}
+
+    async def one(version: int) -> None:
+        of_version = [target for target in targets if target[1].address.version == version]
+        if not of_version:
+            return
+        result = notes.looks[version] = await look(
+            client, port.port_of(version), of_version, version=version, own=own, lifetime_s=sources.lifetime_s
+        )
+        told = [asked for asked in result.asked if asked.mapped is not None]
+        for asked in told:
+            assert asked.mapped is not None
+            notes.findings.append(
+                Finding(
+                    method=Method.STUN,
+                    endpoint=asked.mapped,
+                    base=asked.local,
+                    source=str(asked.server),
+                    estimated=port.estimated,
+                    found_at=trio.current_time(),
+                )
+            )
+        if not told:
+            notes.failed.add((Method.STUN, version))
+            log.get().debug("stun.unanswered", version=version, servers=[str(one) for _, one in of_version])
+
+    if sources.servers:
+        for version in {4, 6} - {target[1].address.version for target in targets}:
+            notes.failed.add((Method.STUN, version))
+    async with trio.open_nursery() as nursery:
+        for version in port.versions:
+            nursery.start_soon(one, version)
+
+
+def _of_interfaces(addresses: Sequence[HostAddress], port: int, now: float) -> list[Finding]:
+    """Those that others may reach: of interfaces that lead out, and not of one network segment only."""
+    return [
+        Finding(
+            method=Method.IPV6 if _is_public6(one.address) else Method.INTERNAL_IP,
+            endpoint=Endpoint(one.address, port),
+            base=one.address,
+            source=one.interface,
+            found_at=now,
+        )
+        for one in addresses
+        if one.leads_out and not one.address.is_link_local
+    ]
+
+
+_UNIQUE_LOCAL = IPv6Network("fc00::/7")  # RFC 4193
+
+
+def _is_public6(address: IPv4Address | IPv6Address) -> bool:
+    return address.version == 6 and address not in _UNIQUE_LOCAL
