@@ -89,8 +89,10 @@ async def _until_signal(name: str, job: Job[Config], config: Config, manager: Ma
                         os._exit(128 + number)
                     if what is signal.SIGHUP and signals.on_reload:
                         logger.info(f"{name}.reload_requested", signal=what.name)
+                        notifier.reloading()
                         for reload in signals.on_reload:
                             reload()
+                        notifier.ready()
                         continue
                     logger.info(f"{name}.stop_requested", signal=what.name)
                     if signals.draining.is_set():

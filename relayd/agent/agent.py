@@ -32,6 +32,7 @@ from relayd.agent.beginning import (
     refuse_second,
 )
 from relayd.agent.direct_endpoints import DirectEndpoints
+from relayd.agent.handover import AgentHandover
 from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.known_relays import KnownRelays
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
@@ -48,6 +49,7 @@ from relayd.kernel import hints
 from relayd.kernel.state_dir import RELAYS
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
 from relayd.keys import PublicKey
+from relayd.manager.handover import ended_in_order
 from relayd.manager.manager import Manager
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.datagrams import DatagramSocket
@@ -95,16 +97,20 @@ async def run_agent(
             keeper = keeper_of(mesh, rules, Path(config.state_dir))
             await keeper.begin()
             http = open_http(config.http, stack)
-            agent = Agent(config, mesh, opened.wireguard, interface, keeper, stack, http=http)
+            handover = AgentHandover(manager)
+            stack.callback(handover.close)
+            agent = Agent(config, mesh, opened.wireguard, interface, keeper, stack, handover, http=http)
         except BaseException:
             await opened.undo()
             raise
+        stack.push(agent.hand_over)
         trio.lowlevel.add_instrument(agent.loop_lag)
         stack.callback(trio.lowlevel.remove_instrument, agent.loop_lag)
         async with trio.open_nursery() as nursery:
             await nursery.start(
                 supervise, [*agent.services(), *watchdog_services(manager, agent.poller, stack)]
             )
+            handover.refuse_rest()
             log.get(interface=interface.name).info(
                 "agent.started",
                 public_key=interface.public_key,
@@ -128,10 +134,13 @@ class Agent:
         interface: Interface,
         keeper: HostKeeper,
         stack: ExitStack,
+        handover: AgentHandover,
         *,
         http: HttpServer | None,
     ) -> None:
-        """`interface` is what `wireguard` read. `stack` closes what is opened here. Raises HostError."""
+        """`interface` is what `wireguard` read. `stack` closes what is opened here. Raises HostError.
+
+        What `handover` has of an earlier process is used."""
         if interface.private_key is None:
             raise hints.no_private_key(interface.name)
         self._config = config
@@ -157,12 +166,17 @@ class Agent:
                 insecure=config.insecure_relay,
             ),
             known=KnownRelays(Path(config.state_dir) / RELAYS),
+            handover=handover,
             on_gone=self._on_gone,
             agents=lambda: len(self.reconciler.interface.peers) + 1,
         )
         self.proxy = WgProxy(
             self.poller,
-            DatagramSocket(config.proxy_port),
+            DatagramSocket(
+                config.proxy_port,
+                passed=handover.take_loopback(config.proxy_port),
+                keep=handover.keep_loopback,
+            ),
             wireguard_port=interface.listen_port,
             peers={},
             send_frames=self.link.send,
@@ -183,6 +197,11 @@ class Agent:
             every_s=config.reconcile_s,
         )
         stack.callback(self.reconciler.close)
+
+    def hand_over(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """At the end: after one in order (cancelled, that is) the next process goes on from here."""
+        if ended_in_order(error) and (handed_over := self.link.save()):
+            log.get().info("agent.handed_over", connections=handed_over)
 
     def services(self) -> list[Service]:
         """What runs, in the order in which it starts."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from relayd.agent.handover import AgentHandover, Facts, Resumed
 from relayd.errors import RemoteProtocolError
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
@@ -26,6 +27,8 @@ from relayd.wire.runs import Run, scan
 
 BUFFER_BYTES = 256 << 10
 """One read's worth, shared by all connections of a process: it is used up before the handler returns."""
+
+HANDED_OVER = "handed over to the next process"
 
 WRITABLE = select.EPOLLIN | select.EPOLLOUT
 
@@ -62,11 +65,14 @@ class RelayConnection:
         on_message: OnMessage,
         on_control: OnControl,
         on_ended: Callable[[], None],
+        handover: AgentHandover,
+        resumed: Resumed | None = None,
     ) -> None:
         """Send `hello` (whole frames, Register first), and listen.
 
         `sock` is connected and non-blocking, and belongs to the connection now, as `outbox` does, which is
-        empty. `buffer` has BUFFER_BYTES. `on_ended` is called once; `hello` may end it already.
+        empty. `buffer` has BUFFER_BYTES. `on_ended` is called once; `hello` may end it already. `resumed`: an
+        earlier process has had the connection, and `hello` is empty.
         """
         self._poller, self._sock, self.own_key = poller, sock, own_key
         self.outbox = outbox
@@ -84,8 +90,35 @@ class RelayConnection:
         self.fault = ""
         """Why it ended; empty: it hasn't. Nothing may be sent after that."""
         self.ended = trio.Event()
+        self._handover = handover
+        self._ledger = handover.store.ledger
+        self._sent = self._ledger.sent
+        self._slot = 0
+        """Where it stands in the handover's ledger; 0: it doesn't, and ends with this process."""
         poller.add(sock.fileno(), self._on_event)
-        self._say_hello(hello)
+        if resumed is not None:
+            self._resume(resumed)
+        else:
+            self._say_hello(hello)
+
+    def keep(self, facts: Facts) -> None:
+        """It may outlive this process from now on; `facts` are what the next one has to know."""
+        self._handover.store.forget(self._slot)
+        self._slot = 0
+        if self.outbox.in_mid_frame:  # it has hardly begun, and is as good as a new one
+            return
+        self._slot = self._handover.admit(self._sock, facts, bytes_out=self.bytes_out)
+        self._ledger.received[self._slot] = bool(self._partial)
+
+    def suspend(self) -> None:
+        """Stand still, for the next process to go on: nothing is read or written from here on. One that isn't
+        kept ends."""
+        if not self._slot or self.ended.is_set():
+            return
+        self._handover.suspended(self._slot, partial=self._partial, outbox=self.outbox)
+        self._slot = 0
+        self.outbox.clear()
+        self.end(HANDED_OVER)
 
     def send(self, runs: Sequence[bytes | memoryview], total: int) -> None:
         """Send `runs` (each whole frames of one size), `total` bytes together, or queue what doesn't go.
@@ -103,10 +136,12 @@ class RelayConnection:
         except OSError as error:
             self._lose(f"write: {error.strerror}", runs)
             return
-        self.bytes_out += sent
+        self.bytes_out = written = self.bytes_out + sent
         if sent < total:
             outbox.keep(runs, sent, self._poller.now)
             self._poller.modify(self._sock.fileno(), WRITABLE)
+        if not outbox.in_mid_frame:
+            self._sent[self._slot] = written
 
     def end(self, fault: str) -> None:
         """Close the socket and say why. The first call counts, later ones change nothing."""
@@ -116,6 +151,8 @@ class RelayConnection:
         self.lost_frames += self.outbox.clear()
         self._poller.remove(self._sock.fileno())
         self._sock.close()
+        self._handover.store.forget(self._slot)
+        self._slot = 0
         self.ended.set()
         self._on_ended()
 
@@ -151,6 +188,8 @@ class RelayConnection:
             rest, broken = stop, str(error)
         # Before anything is handed on: who gets a run may end this connection.
         self._partial = bytes(view[rest:stop])
+        if held or rest != stop:
+            self._ledger.received[self._slot] = rest != stop
         self._hand_on(runs)
         if broken:
             self.end(f"protocol error: {broken}")
@@ -209,6 +248,14 @@ class RelayConnection:
                 left.append((kind, key, begin, stop, size))
         return left
 
+    def _resume(self, resumed: Resumed) -> None:
+        self._slot = resumed.slot
+        self.bytes_out = resumed.bytes_out
+        self._partial = resumed.partial
+        if resumed.rest or resumed.queued:
+            self.outbox.restore(resumed.rest, resumed.queued)
+            self._poller.modify(self._sock.fileno(), WRITABLE)
+
     def _say_hello(self, hello: bytes) -> None:
         try:
             sent = self._sock.send(hello)
@@ -235,6 +282,8 @@ class RelayConnection:
             self.bytes_out += sent
             self.bytes_drained += sent
             outbox.sent(sent)
+            if not outbox.in_mid_frame:
+                self._sent[self._slot] = self.bytes_out
         if not outbox:
             self._poller.modify(self._sock.fileno(), select.EPOLLIN)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import trio
 
+from relayd.agent.handover import AgentHandover, Resumed
 from relayd.agent.link_state import Moved
 from relayd.agent.relay_connection import OnMessage, OnRuns, RelayConnection
 from relayd.agent.relay_dial import peer_of
@@ -41,8 +42,12 @@ class RelayLeg:
         on_runs: OnRuns,
         on_message: OnMessage,
         tell: Callable[[RelayLeg, Event], None],
+        handover: AgentHandover,
+        resumed: Resumed | None = None,
     ) -> None:
-        """Register at once. `session` is new; `tell` gets its events. The rest is as in RelayConnection."""
+        """Register at once. `session` is new; `tell` gets its events. The rest is as in RelayConnection.
+
+        `resumed`: an earlier process has had this connection, and `session` has been resumed, too."""
         self._poller, self._tell = poller, tell
         self._news = trio.Event()
         self.session = session
@@ -62,13 +67,15 @@ class RelayLeg:
             poller,
             sock,
             own_key=own_key.raw,
-            hello=session.hello(),
+            hello=session.hello() if resumed is None else b"",
             outbox=outbox,
             buffer=buffer,
             on_runs=on_runs,
             on_message=on_message,
             on_control=self._on_control,
             on_ended=self._on_ended,
+            handover=handover,
+            resumed=resumed,
         )
         self.connection.carries = session.may_carry
         if not self.has_ended:
@@ -102,6 +109,9 @@ class RelayLeg:
                 self._look()
                 with trio.move_on_at(session.next_at):
                     await self._news.wait()
+        except trio.Cancelled:
+            connection.suspend()
+            raise
         finally:
             connection.end("stopped")
 

@@ -29,9 +29,10 @@ from enum import Enum
 
 import trio
 
+from relayd.agent.handover import AgentHandover, Resumed, facts_of, resumed_of
 from relayd.agent.known_relays import KnownRelays
 from relayd.agent.link_state import NONCE_BYTES, PROBE_S, LinkState
-from relayd.agent.relay_connection import BUFFER_BYTES, OnMessage, OnRuns
+from relayd.agent.relay_connection import BUFFER_BYTES, HANDED_OVER, OnMessage, OnRuns
 from relayd.agent.relay_dial import dial
 from relayd.agent.relay_leg import RelayLeg
 from relayd.agent.relay_session import Complaint, Connected, Draining, Event, Health, NotProved, RelaySession
@@ -39,13 +40,14 @@ from relayd.backoff import CAP_S, FIRST_S, Backoff
 from relayd.coordination.model import RelayAddress
 from relayd.join import JoinString
 from relayd.keys import PrivateKey
+from relayd.manager.manager import Manager
 from relayd.netio.delays import Delays
 from relayd.netio.outbox import MAX_AGE_S, MAX_BYTES, Outbox
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.wire.agent_handshake import AgentHandshake
 from relayd.wire.boxes import NONCE_BYTES as BOX_NONCE_BYTES
-from relayd.wire.identity import REPLACED, Trust
+from relayd.wire.identity import REPLACED, Trust, Welcomed
 from relayd.wire.identity_frames import AGENT_NONCE_BYTES, PeerGone
 
 LINES_EVERY_S = 30.0
@@ -68,7 +70,7 @@ DRAIN_SWITCH_OF = 0.6
 KEY_CHANGED = "own key changed"
 STOPPED = "stopped"
 DRAINED = "drained"
-_ON_PURPOSE = (STOPPED, KEY_CHANGED, DRAINED)
+_ON_PURPOSE = (STOPPED, KEY_CHANGED, DRAINED, HANDED_OVER)
 
 Dial = Callable[..., Awaitable[socket.socket]]
 """`relay_dial.dial`, or a test's."""
@@ -117,6 +119,7 @@ class RelayLink:
         settings: LinkSettings,
         *,
         known: KnownRelays | None = None,
+        handover: AgentHandover | None = None,
         on_message: OnMessage = _nobody_listens,
         on_gone: Callable[[PeerGone], None] = _nobody_minds,
         agents: Callable[[], int] = lambda: 1,
@@ -125,12 +128,13 @@ class RelayLink:
     ) -> None:
         """`on_runs` gets the runs of Data frames of other keys, `on_message` the sealed messages among them,
         `on_gone` what the relay says of a peer that it can't reach. `agents` estimates how many agents the
-        relay has. `uniform` draws the jitter of the waits.
+        relay has. `uniform` draws the jitter of the waits. With `handover` connections outlive the process.
         """
         self._poller, self._relay, self._key = poller, relay, key
         self._on_runs, self._on_message, self._on_gone = on_runs, on_message, on_gone
         self._settings, self._agents, self._dial, self._uniform = settings, agents, dial, uniform
         self._known = known if known is not None else KnownRelays(None)
+        self._handover = handover if handover is not None else AgentHandover(Manager.none())
         self._backoff = Backoff(uniform)
         self._buffer = bytearray(BUFFER_BYTES)
         self.delays = Delays()
@@ -203,9 +207,11 @@ class RelayLink:
         """
         try:
             async with trio.open_nursery() as self._nursery:
+                leg = self._resume()
                 task_status.started()
                 while True:
-                    await self._once()
+                    await self._once(leg)
+                    leg = None
         finally:
             self._nursery = None
             for leg in list(self._legs):
@@ -247,11 +253,51 @@ class RelayLink:
 
     # One connection after the other ------------------------------------------------------------------------
 
-    async def _once(self) -> None:
-        """Connect, and stay connected until there is neither a connection nor one that takes its place; then
-        wait."""
+    def save(self) -> int:
+        """Leave what the next process goes on with: for the end, when nothing runs any more. -> how many
+        connections it gets"""
+        return self._handover.save(self._waiting)
+
+    def _resume(self) -> RelayLeg | None:
+        """Go on with the connection that an earlier process had, if there is one that may be trusted."""
+        assert self._nursery is not None
+        self._handover.take_waiting(self._waiting)
+        found = self._handover.take(self._relay.address, self._key.public())
+        for one, _, _ in found[1:]:  # of two during a Drain
+            self._handover.store.refuse(one, "superseded")
+        if not found:
+            return None
+        one, facts, state = found[0]
+        pin, relay_key = self._relay.key, facts.proved_key()
+        if pin != relay_key if pin is not None else relay_key is None and not self._settings.insecure:
+            self._handover.store.refuse(one, "not_trusted")
+            return None
+        proved = None
+        if relay_key is not None:
+            trust = Trust.PINNED if pin is not None else Trust(facts.trust)
+            proved = Welcomed(relay_key, trust, facts.decoded_welcome())
+        leg = self._new_leg(one.sock, resumed=resumed_of(one, state), proved=proved)
+        leg.connected_at = trio.current_time() - (time.monotonic() - facts.connected_at)
+        leg.settled.set()
+        self._nursery.start_soon(leg.run, name=f"connection to {self._relay.address}")
+        self._legs.append(leg)
+        self._sender = leg
+        self.phase, self.reason = Phase.CONNECTED, ""
+        self._send_waiting(leg)
+        self._log.info(
+            "link.resumed",
+            endpoint=str(leg.endpoint) if leg.endpoint is not None else None,
+            after="stop" if self._handover.store.in_order else "kill",
+        )
+        return leg
+
+    async def _once(self, leg: RelayLeg | None) -> None:
+        """Connect, unless there is a `leg` already, and stay connected until there is neither a connection
+        nor one that takes its place; then wait."""
         self._rekeyed = trio.Event()
-        leg = last = await self._connect()
+        if leg is None:
+            leg = await self._connect()
+        last = leg
         while leg is not None:
             last, leg = leg, await self._stay(leg)
         if self._rekeyed.is_set():
@@ -343,7 +389,9 @@ class RelayLink:
         if not self._legs:
             self.phase = phase
 
-    def _new_leg(self, sock: socket.socket) -> RelayLeg:
+    def _new_leg(
+        self, sock: socket.socket, *, resumed: Resumed | None = None, proved: Welcomed | None = None
+    ) -> RelayLeg:
         now = trio.current_time()
         settings, relay = self._settings, self._relay
         handshake = AgentHandshake(
@@ -364,16 +412,21 @@ class RelayLink:
             keepalive_s=settings.keepalive_s,
             probe_s=settings.probe_s,
         )
+        session = RelaySession(handshake, state, now)
+        if resumed is not None:
+            session.resume(proved, now)
         return RelayLeg(
             self._poller,
             sock,
-            RelaySession(handshake, state, now),
+            session,
             own_key=own_key,
             outbox=self._outbox(),
             buffer=self._buffer,
             on_runs=self._on_runs,
             on_message=self._on_message,
             tell=self._on_event,
+            handover=self._handover,
+            resumed=resumed,
         )
 
     def _forget(self, leg: RelayLeg) -> None:
@@ -434,6 +487,14 @@ class RelayLink:
             if proved.trust in (Trust.FIRST, Trust.CHANGED):
                 assert self._nursery is not None
                 self._nursery.start_soon(self._known.remember, self._relay.address, proved.relay_key)
+        leg.connection.keep(
+            facts_of(
+                self._relay.address,
+                self._key.public(),
+                proved,
+                connected_at=time.monotonic() - (trio.current_time() - leg.connected_at),
+            )
+        )
         if leg in self._legs:
             return
         self._legs.append(leg)

@@ -118,6 +118,15 @@ class RelaySession:
         if handshake.may_carry:
             state.ask(now, pings=False)
 
+    def resume(self, proved: Welcomed | None, now: float) -> None:
+        """Go on with a connection that an earlier process has brought so far: connected."""
+        self._handshake.resume(proved.relay_key if proved is not None else None)
+        self._decided = self.connected = True
+        self.proved = proved
+        keepalive_s = proved.welcome.keepalive_s if proved is not None else None
+        self._state.ask(now, pings=proved is not None, keepalive_s=keepalive_s)
+        self._state.last_sign_at = now
+
     def hello(self) -> bytes:
         """The first frame of the connection: Register."""
         return self._handshake.hello()

@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
+import trio
 
 from relayd.manager.ledger import Entry, Ledger, LedgerError, bytes_written, cookie_of
 from relayd.manager.manager import Manager
@@ -138,6 +139,8 @@ class Handover:
             for slot, sock in self._sockets.items():
                 self._shut(slot, sock, "unknown_format")
             self._sockets.clear()
+            if not self.enabled:
+                return Ledger.unshared(self._format), None
             ledger = Ledger.create(self._format)
             self._notifier.store(LEDGER, ledger.fd, poll=False)
         return ledger, state
@@ -257,6 +260,14 @@ class Handover:
     def close(self) -> None:
         """Let go of the ledger; what the manager has stays there."""
         self.ledger.close()
+
+
+def ended_in_order(error: BaseException | None) -> bool:
+    """Whether what a process did was cancelled, and nothing else ended it: after a bug nobody knows what
+    state its connections are in. `error`: what came out of it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def name_of(slot: int) -> str:

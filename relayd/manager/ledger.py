@@ -32,7 +32,7 @@ MAGIC = b"relayd\x00\x01"
 STATE_AT = HEADER.size - 8
 
 RECORD = struct.Struct("<QQH")
-RECORD_BYTES = 192
+RECORD_BYTES = 512
 MAX_FACTS_BYTES = RECORD_BYTES - RECORD.size
 
 SLOTS = 16_384
@@ -61,12 +61,12 @@ class Entry:
 class Ledger:
     """The page. Slot 0 stands for all connections that have none: it may be written, and means nothing."""
 
-    def __init__(self, fd: int, format_: bytes, slots: int) -> None:
-        """For `create` and `open`."""
+    def __init__(self, memory: mmap.mmap | bytearray, fd: int, format_: bytes, slots: int) -> None:
+        """For `create`, `open` and `unshared`."""
         self.fd = fd
         self.slots = slots
-        self._map = mmap.mmap(fd, _size(slots))
-        self._view = memoryview(self._map)
+        self._memory = memory
+        self._view = memoryview(memory)
         start = HEADER.size
         self.sent = self._view[start : start + 8 * slots].cast("Q")
         """By slot: `bytes_out` of the connection at the end of the last whole frame."""
@@ -82,10 +82,15 @@ class Ledger:
         try:
             os.ftruncate(fd, _size(slots))  # memory is taken when it is written to, not before
             os.pwrite(fd, HEADER.pack(MAGIC, format_, slots, RECORD_BYTES, 0), 0)
-            return cls(fd, format_, slots)
+            return cls(mmap.mmap(fd, _size(slots)), fd, format_, slots)
         except BaseException:
             os.close(fd)
             raise
+
+    @classmethod
+    def unshared(cls, format_: bytes) -> Ledger:
+        """One for a process without a manager: it has slot 0 alone, and outlives nothing."""
+        return cls(bytearray(_size(1)), -1, format_, 1)
 
     @classmethod
     def open(cls, fd: int, format_: bytes) -> Ledger:
@@ -102,7 +107,7 @@ class Ledger:
             raise LedgerError(f"of another version ({magic[:6]!r} {theirs.rstrip(bytes(1))!r})")
         if slots < 1 or size != _size(slots):
             raise LedgerError(f"{size} bytes can't hold {slots} connections")
-        return cls(fd, format_, slots)
+        return cls(mmap.mmap(fd, size), fd, format_, slots)
 
     @property
     def state_id(self) -> int:
@@ -157,8 +162,9 @@ class Ledger:
         self.sent.release()
         self.received.release()
         self._view.release()
-        self._map.close()
-        os.close(self.fd)
+        if isinstance(self._memory, mmap.mmap):
+            self._memory.close()
+            os.close(self.fd)
 
 
 def _size(slots: int) -> int:

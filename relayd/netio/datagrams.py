@@ -49,14 +49,34 @@ def _open(port: int, mark: Callable[[socket.socket], None], beside: socket.socke
     return sock
 
 
+def _not_kept(sock: socket.socket) -> None:
+    """It ends with this process."""
+
+
 class DatagramSocket:
     """The socket that stands on the port now. Its descriptor changes with `renew`."""
 
-    def __init__(self, port: int, *, mark: Callable[[socket.socket], None] = marks.set_mark) -> None:
-        """Port 0 is any free one. Raises HostError when the port is taken or the mark isn't allowed."""
-        self._mark = mark
+    def __init__(
+        self,
+        port: int,
+        *,
+        mark: Callable[[socket.socket], None] = marks.set_mark,
+        passed: socket.socket | None = None,
+        keep: Callable[[socket.socket], None] = _not_kept,
+    ) -> None:
+        """Port 0 is any free one. Raises HostError when the port is taken or the mark isn't allowed.
+
+        `passed` is one of ours that an earlier process has left, on `port`, with what came meanwhile. `keep`
+        is told each socket that comes to stand on the port."""
+        self._mark, self._keep = mark, keep
+        self._sock = passed if passed is not None else self._first(port)
+        self.port: int = self._sock.getsockname()[1]
+        if passed is None:
+            keep(self._sock)
+
+    def _first(self, port: int) -> socket.socket:
         try:
-            self._sock = _open(port, mark, None)
+            return _open(port, self._mark, None)
         except OSError as error:
             if error.errno == EADDRINUSE:
                 raise HostError(
@@ -68,7 +88,6 @@ class DatagramSocket:
                     "a marked socket on lo was not allowed: run as root, or grant CAP_NET_ADMIN"
                 ) from error
             raise HostError(f"no UDP socket on lo, port {port}: {error.strerror}") from error
-        self.port: int = self._sock.getsockname()[1]
 
     def fileno(self) -> int:
         """The descriptor, until the next `renew`."""
@@ -82,6 +101,7 @@ class DatagramSocket:
         """
         old = self._sock
         self._sock = _open(self.port, self._mark, old)
+        self._keep(self._sock)
         return old
 
     def close(self) -> None:

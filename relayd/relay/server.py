@@ -15,7 +15,7 @@ import relayd
 from relayd.config import RelayConfig
 from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError
-from relayd.manager.handover import PREFIX
+from relayd.manager.handover import PREFIX, ended_in_order
 from relayd.manager.manager import Manager
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
@@ -187,7 +187,7 @@ class Relay:
     def close(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Close every connection. After an end in order (cancelled, that is) the manager goes on holding
         those that it has; of the others agents see an end of stream, and dial again."""
-        if error is not None and _is_cancellation(error):
+        if ended_in_order(error):
             handed_over = save(self.plane)
             if handed_over:
                 log.get().info("relay.handed_over", connections=handed_over)
@@ -198,13 +198,6 @@ class Relay:
         self.stun.close()
         self.plane.handover.close()
         self.poller.close()
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    """Whether nothing else ended it. After a bug nobody knows what state the connections are in."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)
 
 
 def _peer_status(connection: Connection, now: float) -> dict[str, object]:

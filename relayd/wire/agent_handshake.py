@@ -96,6 +96,16 @@ class AgentHandshake:
         self._shared = b""
         self._refused: Refused | None = None
 
+    def resume(self, relay_key: PublicKey | None) -> None:
+        """An earlier process has had this handshake, on the same connection, and nothing of it is to come.
+
+        `relay_key` is the key that the relay has proved; None: none, and that was allowed.
+        """
+        self.next_at = math.inf
+        if relay_key is not None:
+            self._relay_key = relay_key
+            self.state = State.DONE
+
     def hello(self) -> bytes:
         """The first frame."""
         return encode_register(self._public)

@@ -75,6 +75,14 @@ class Store:
         for fd in fds:  # BARRIER's pipe among them: closing it is the answer
             os.close(fd)
 
+    def environ(self, names: Sequence[str]) -> dict[str, str]:
+        """What a process is told that gets descriptors of these names; LISTEN_PID is missing."""
+        return {
+            "NOTIFY_SOCKET": self.address,
+            "LISTEN_FDS": str(len(names)),
+            "LISTEN_FDNAMES": ":".join(names),
+        }
+
     def names(self) -> list[str]:
         """Of what is kept now."""
         self.take()
@@ -115,7 +123,7 @@ class FakeManager:
         limit: int = 1 << 20,
     ) -> None:
         """`argv[0]` is a path. `listeners` are passed at every start, under their names."""
-        self._argv, self._listeners = list(argv), dict(listeners or {})
+        self.argv, self._listeners = list(argv), dict(listeners or {})
         self._watchdog_s = watchdog_s
         self._directory = tempfile.TemporaryDirectory(
             prefix="manager-", dir="/tmp"
@@ -148,16 +156,11 @@ class FakeManager:
         """Start the process, and return at once."""
         self.store.take()
         passed = [(name, sock.fileno()) for name, sock in self._listeners.items()] + self.store.kept
-        environ = {
-            **os.environ,
-            "NOTIFY_SOCKET": self.store.address,
-            "LISTEN_FDS": str(len(passed)),
-            "LISTEN_FDNAMES": ":".join(name for name, _ in passed),
-        }
+        environ = {**os.environ, **self.store.environ([name for name, _ in passed])}
         if self._watchdog_s is not None:
             environ["WATCHDOG_USEC"] = str(round(self._watchdog_s * 1e6))
         with self.log.open("ab") as log:
-            self.process = launch([fd for _, fd in passed], self._argv, environ, log.fileno())
+            self.process = launch([fd for _, fd in passed], self.argv, environ, log.fileno())
 
     def ended(self) -> bool:
         """Whether the process has."""
@@ -186,14 +189,6 @@ def launch(
     fds: Sequence[int], argv: Sequence[str], environ: Mapping[str, str], output: int
 ) -> subprocess.Popen[bytes]:
     """A process with `fds` as its descriptors from 3 on."""
-
-    def arrange() -> None:
-        end = 3 + len(fds)
-        # Out of the way first: a descriptor may stand where another is to go.
-        for number, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, end) for fd in fds], 3):
-            os.dup2(fd, number, inheritable=True)
-        os.closerange(end, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
     return subprocess.Popen(
         ["/bin/sh", "-c", _LAUNCH, "sh", *argv],
         stdin=subprocess.DEVNULL,
@@ -201,5 +196,14 @@ def launch(
         stderr=output,
         env=dict(environ),
         close_fds=False,
-        preexec_fn=arrange,  # noqa: PLW1509 (no threads here)
+        preexec_fn=lambda: place(fds),  # noqa: PLW1509 (no threads here)
     )
+
+
+def place(fds: Sequence[int]) -> None:
+    """In a child: `fds` become its descriptors from 3 on, and there are no others."""
+    end = 3 + len(fds)
+    # Out of the way first: a descriptor may stand where another is to go.
+    for number, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, end) for fd in fds], 3):
+        os.dup2(fd, number, inheritable=True)
+    os.closerange(end, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

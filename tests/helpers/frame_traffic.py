@@ -166,6 +166,22 @@ class Traffic:
         self.seen.lost += sum(agent.partner.next_number - agent.expected for agent in self._agents)
         return self.seen
 
+    def ended(self, within_s: float = SOON_S) -> int:
+        """Stop altogether, and look how many connections the relay has ended by then."""
+        self._ending.set()
+        self._thread.join(SOON_S)
+        deadline = time.monotonic() + within_s
+        left = [agent.sock for agent in self._agents if agent.sock is not None]
+        ended = 0
+        poll = select.poll()
+        for sock in left:
+            poll.register(sock, select.POLLRDHUP)
+        while ended < len(left) and (left_s := deadline - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left_s * 1e3):
+                poll.unregister(fd)
+                ended += 1
+        return ended
+
     def check(self) -> None:
         """Raises what has gone wrong in the thread, if anything has."""
         if self._failure is not None:
