@@ -37,12 +37,7 @@ def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) ->
     It is 0 when all that was asked answered. Raises RelaydError when there is nothing to ask, or when what
     was found can't be printed.
     """
-    paths = [path] if path is not None else _sockets(directory)
-    if not paths:
-        raise RelaydError(
-            f"no relay or agent runs here: there is no socket in {directory} (relayd serve and relayd agent "
-            "make one; --control PATH asks at another place)"
-        )
+    paths = [path] if path is not None else sockets(directory)
     found = trio.run(_ask_all, paths, 0.0 if as_json else SAMPLE_S)
     answered = [one for one in found if one.error is None]
     with printing():
@@ -59,13 +54,19 @@ def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) ->
     return max((one.error.exit_status for one in found if one.error is not None), default=0)
 
 
-def _sockets(directory: str) -> list[str]:
+def sockets(directory: str) -> list[str]:
+    """The control sockets of this host's processes. Raises RelaydError when there is none."""
     try:
         # A relay under systemd has a directory of its own in there: it runs as another user.
         found = [one for pattern in ("*.sock", "*/*.sock") for one in Path(directory).glob(pattern)]
-        return sorted(map(str, found))
     except OSError as error:  # not ours to list
         raise RelaydError(f"{directory}: {error.strerror}") from error
+    if not found:
+        raise RelaydError(
+            f"no relay or agent runs here: there is no socket in {directory} (relayd serve and relayd agent "
+            "make one; --control PATH asks at another place)"
+        )
+    return sorted(map(str, found))
 
 
 async def _ask_all(paths: Sequence[str], sample_s: float) -> list[Found]:

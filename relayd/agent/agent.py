@@ -59,6 +59,7 @@ from relayd.observe.control import serve_control
 from relayd.observe.http_server import HttpServer, open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
+from relayd.observe.observed import answers
 from relayd.services import Service, supervise
 from relayd.signals import Signals
 from relayd.wire.identity_frames import PeerGone
@@ -208,7 +209,7 @@ class Agent:
         return [
             Service(
                 name="control socket",
-                run=partial(serve_control, self._config.control_path, {"status": self.status}),
+                run=partial(serve_control, self._config.control_path, answers(self)),
             ),
             Service(name="http", run=partial(serve_http, self._http, self, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
@@ -217,12 +218,8 @@ class Agent:
             Service(name="host keeper", run=self.keeper.run),
         ]
 
-    def status(self) -> dict[str, object]:
-        """What `relayd status` shows."""
-        return self.summary() | {"peers": list(self.peers())}
-
     def summary(self) -> dict[str, object]:
-        """All of it but the peers."""
+        """What `relayd status` shows, all but the peers."""
         interface = self.reconciler.interface
         return {
             "role": "agent",

@@ -21,6 +21,7 @@ GROUPS = {
     },
     "See": {
         "status": "Show what the relay and the agents on this host are doing.",
+        "top": "The same, live, on a terminal.",
         "check": "Look this host over: what would keep an agent from working.",
         "stun": "Show how others reach this host: its NAT, its addresses.",
         "config": "Check a configuration file, or show the values that count.",

@@ -16,17 +16,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from ipaddress import ip_address
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import trio
 
 from relayd.observe.health import not_ready
 from relayd.observe.http_server import Answer, HttpServer, Request, plain_text
+from relayd.observe.observed import Observed
 from relayd.observe.text import plain
 
 if TYPE_CHECKING:
@@ -39,16 +40,6 @@ MAX_PEERS_ASKED = 100_000
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:@\[\]]*)(?::[0-9]*)?")
 """A Host header: a name or an address, IPv6 in brackets, and perhaps a port (RFC 9110, section 7.2)."""
 _PATHS = "there is: / /status /metrics /healthz /readyz"
-
-
-class Observed(Protocol):
-    """A relay or an agent, as it is looked at from outside."""
-
-    def summary(self) -> Mapping[str, object]:
-        """All of its status but the peers. Quick."""
-
-    def peers(self, limit: int | None = None) -> Iterator[Mapping[str, object]]:
-        """Its peers one by one; with `limit` so many of them, the busiest first."""
 
 
 async def serve_http(

@@ -24,6 +24,7 @@ from relayd.observe.control import serve_control
 from relayd.observe.http_server import open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
+from relayd.observe.observed import answers
 from relayd.relay.claims import Claims
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
@@ -137,12 +138,8 @@ class Relay:
             reason = f"key {connection.key.short()} is not on this relay's list any more"
             self.plane.close(connection, reason, say=reason)
 
-    def status(self) -> dict[str, object]:
-        """What `relayd status` shows."""
-        return self.summary() | {"peers": list(self.peers())}
-
     def summary(self) -> dict[str, object]:
-        """All of it but the connections, one by one."""
+        """What `relayd status` shows, all but the connections."""
         total = self.plane.count()
         now = time.monotonic()
         drops = {name.removeprefix("dropped_"): total[name] for name in total if "dropped_" in name}
@@ -262,7 +259,7 @@ async def serve(
                 Service(name="housekeeping", run=relay.housekeeping.run),
                 Service(
                     name="control socket",
-                    run=partial(serve_control, config.control, {"status": relay.status}),
+                    run=partial(serve_control, config.control, answers(relay)),
                 ),
                 Service(name="drain", run=partial(_drain, relay, listeners, signals)),
                 *watchdog_services(manager, relay.poller, stack),

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 import trio
 
 from relayd.observe.http_server import open_http
-from relayd.observe.http_site import Observed, serve_http
+from relayd.observe.http_site import serve_http
+from relayd.observe.observed import Observed
 
 SOON_S = 10.0
 

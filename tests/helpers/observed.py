@@ -126,9 +126,12 @@ class Watched:
 
     def __init__(self, status: dict[str, Any]) -> None:
         self.status = status
+        self.asked = 0
+        """How often."""
 
     def summary(self) -> dict[str, Any]:
         """All but the peers."""
+        self.asked += 1
         return {name: value for name, value in self.status.items() if name != "peers"}
 
     def peers(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
