@@ -14,7 +14,7 @@ when a read ends within a frame. A process that is killed between such a read an
 that goes on in mid-frame; the scanner finds that out at the next header, and ends that one connection.
 
     header   magic[8] format[8] slots:u32 record_bytes:u32 state:u64
-    then     sent:u64 a slot; received:u8 a slot; records: cookie:u64 base:u64 length:u16 facts
+    then     sent:u64 a slot; received:u8 a slot; records: cookie:u64 base:i64 length:u16 facts
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADER = struct.Struct("<8s8sIIQ")
 MAGIC = b"relayd\x00\x01"
 STATE_AT = HEADER.size - 8
 
-RECORD = struct.Struct("<QQH")
+RECORD = struct.Struct("<QqH")
 RECORD_BYTES = 512
 MAX_FACTS_BYTES = RECORD_BYTES - RECORD.size
 

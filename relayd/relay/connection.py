@@ -29,7 +29,7 @@ ARENA_BYTES = 512 << 10
 """Room for all reads between two flushes. More would fall out of a core's second-level cache."""
 
 
-FORMAT = b"relay 1"
+FORMAT = b"relay 2"
 """Of Facts here and of State in `handover`. Another number whenever one of them is read differently: the next
 process then closes what it can't read instead of guessing."""
 

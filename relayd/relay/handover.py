@@ -36,9 +36,11 @@ class State(msgspec.Struct, frozen=True, array_like=True):
     """Runs of whole frames that wait: for how long already, and their bytes."""
     silent_s: float
     counters: dict[str, int]
+    spent: tuple[float, float]
+    """Of what its key may send: bytes and frames."""
 
 
-def state_of(connection: Connection, now: float) -> bytes:
+def state_of(connection: Connection, now: float, spent: tuple[float, float]) -> bytes:
     """What a connection is in the middle of."""
     outbox = connection.outbox
     counters = {name: getattr(connection, name) for name in PORT_COUNTERS}
@@ -54,6 +56,7 @@ def state_of(connection: Connection, now: float) -> bytes:
             queued=queued,
             silent_s=max(0.0, now - connection.heard_at),
             counters=counters,
+            spent=spent,
         )
     )
 
@@ -67,7 +70,8 @@ def save(plane: DataPlane) -> int:
     """Hand all connections over that can be: the relay's end. -> how many the manager has now"""
     plane.flush_now()
     now = time.monotonic()
-    carried = {one.slot: state_of(one, now) for one in plane.connections if one.slot}
+    spent = plane.throttle.spent
+    carried = {one.slot: state_of(one, now, spent(one.key.raw, now)) for one in plane.connections if one.slot}
     return len(carried) if plane.handover.save(carried) else 0
 
 
@@ -134,6 +138,7 @@ def _resume_one(plane: DataPlane, one: Carried, facts: Facts, now: float) -> boo
     if state is not None:
         for name in PORT_COUNTERS:
             setattr(connection, name, state.counters.get(name, 0))
+        plane.throttle.spend(facts.key, state.spent, now)
         connection.partial = state.partial
         connection.heard_at = now - state.silent_s
         if state.rest or state.queued:

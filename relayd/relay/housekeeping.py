@@ -78,8 +78,8 @@ class Housekeeping:
 
     async def drain(self, seconds: float) -> None:
         """Ask all agents that know how to connect elsewhere, and come back when they have left, or in
-        time."""
-        asked = self._proved()
+        time. Those whose connections the service manager keeps need not move."""
+        asked = self._to_be_moved()
         if not asked:
             return
         log.get().info("relay.draining", agents=len(asked), seconds=seconds)
@@ -88,13 +88,13 @@ class Housekeeping:
             self._plane.send_frame(connection, frame)
         self._plane.flush_now()
         with trio.move_on_after(seconds):
-            while self._proved():
+            while self._to_be_moved():
                 self._left = trio.Event()
                 await self._left.wait()
-        log.get().info("relay.drained", stayed=len(self._proved()))
+        log.get().info("relay.drained", stayed=len(self._to_be_moved()))
 
-    def _proved(self) -> list[Connection]:
-        return [one for one in self._plane.connections if one.proved and not one.leaving]
+    def _to_be_moved(self) -> list[Connection]:
+        return [one for one in self._plane.connections if one.proved and not one.leaving and not one.slot]
 
 
 def _unacknowledged(connection: Connection) -> bool:

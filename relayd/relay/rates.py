@@ -29,6 +29,10 @@ class TokenBucket:
         self._at = now
         return self._level
 
+    def spent(self, now: float) -> float:
+        """What is missing from a full one."""
+        return self._burst - self.level(now)
+
     def take(self, amount: float, now: float) -> float:
         """Take `amount` whatever there is. -> seconds until it is good for more"""
         left = self.level(now) - amount

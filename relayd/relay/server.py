@@ -246,8 +246,7 @@ async def serve(
             )
             stack.push(relay.close)
             signals.on_reload.append(relay.admission_files.ask)
-            # Connections that the manager keeps need not be moved.
-            signals.drain_s = 0.0 if relay.plane.handover.enabled else config.drain_s
+            signals.drain_s = config.drain_s
             trio.lowlevel.add_instrument(relay.loop_lag)
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
             for listener in listeners:

@@ -56,6 +56,20 @@ class Throttle:
         frames = self._frames.of(key, now) if self._frames is not None else None
         return _Limited(self, connection, bytes_, frames).on_event
 
+    def spent(self, key: bytes, now: float) -> tuple[float, float]:
+        """What a key has used up of its bytes and frames, for `spend` in the next process."""
+        bytes_, frames = (
+            buckets.of(key, now).spent(now) if buckets is not None else 0.0
+            for buckets in (self._bytes, self._frames)
+        )
+        return bytes_, frames
+
+    def spend(self, key: bytes, spent: tuple[float, float], now: float) -> None:
+        """A key had used up so much in the process before."""
+        for buckets, amount in zip((self._bytes, self._frames), spent, strict=True):
+            if buckets is not None:
+                buckets.of(key, now).take(amount, now)
+
     def pause(self, connection: Connection, until: float) -> None:
         """Don't read it until then."""
         self.pauses += 1

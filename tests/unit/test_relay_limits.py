@@ -324,3 +324,13 @@ async def test_sighup_reads_them_again_at_once(tmp_path: Path, monkeypatch: pyte
         for ask in signals.on_reload:
             ask()
         assert "not on this relay's list any more" in await a.error()
+
+
+def test_what_a_key_has_used_up_stays_used_up_over_a_restart() -> None:
+    bucket = TokenBucket(rate=100.0, burst=50.0, now=0.0)
+    bucket.take(70.0, 0.0)
+    assert bucket.spent(0.1) == 60.0
+    after = TokenBucket(rate=100.0, burst=50.0, now=7.0)
+    after.take(bucket.spent(0.1), 7.0)
+    assert after.level(7.0) == -10.0
+    assert after.spent(8.0) == 0.0
