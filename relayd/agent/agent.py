@@ -59,7 +59,7 @@ from relayd.observe.control import serve_control
 from relayd.observe.http_server import HttpServer, open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
-from relayd.observe.observed import answers
+from relayd.observe.telling import Telling
 from relayd.services import Service, supervise
 from relayd.signals import Signals
 from relayd.wire.identity_frames import PeerGone
@@ -206,12 +206,13 @@ class Agent:
 
     def services(self) -> list[Service]:
         """What runs, in the order in which it starts."""
+        telling = Telling(self)
         return [
             Service(
                 name="control socket",
-                run=partial(serve_control, self._config.control_path, answers(self)),
+                run=partial(serve_control, self._config.control_path, telling.answers()),
             ),
-            Service(name="http", run=partial(serve_http, self._http, self, self._config.http_names)),
+            Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
             Service(name="relay link", run=self.link.run),
             Service(name="reconciler", run=self.reconciler.run),

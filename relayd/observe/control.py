@@ -17,7 +17,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from relayd.errors import ConfigError, HostError, RelaydError
 from relayd.observe import log
 from relayd.observe.text import plain
 
-Answers = Mapping[str, Callable[[], Mapping[str, object]]]
-"""What can be asked, and the functions that answer; they run in the loop and must be quick."""
+Answer = Callable[[], Awaitable[bytes]]
+"""Gives one line of JSON with its newline. It holds nobody up: what takes long is done in portions."""
+
+Answers = Mapping[str, Answer]
+"""What can be asked, and who answers."""
 
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 64 << 20
@@ -92,28 +95,42 @@ async def _converse(stream: trio.SocketStream, answers: Answers) -> None:
         with trio.move_on_after(REQUEST_TIMEOUT_S) as reading:
             line = await _read_line(stream, MAX_REQUEST_BYTES)
         if reading.cancelled_caught:
-            answer: object = {"error": f"no request within {REQUEST_TIMEOUT_S:g} s"}
+            answer = _line({"error": f"no request within {REQUEST_TIMEOUT_S:g} s"})
         elif line is None:
-            answer = {"error": f"a request is one line of at most {MAX_REQUEST_BYTES} bytes"}
+            answer = _line({"error": f"a request is one line of at most {MAX_REQUEST_BYTES} bytes"})
         elif not line:
             return  # somebody looked whether we live
         else:
-            answer = _answer(line, answers)
+            answer = await _answer(line, answers)
         with trio.move_on_after(ANSWER_TIMEOUT_S):
-            await stream.send_all(json.dumps(answer, default=plain).encode() + b"\n")
+            await stream.send_all(answer)
     except trio.BrokenResourceError as error:
         log.get().debug("control.abandoned", error=error.__cause__ or error)
 
 
-def _answer(line: bytes, answers: Answers) -> Mapping[str, object]:
+def quick(read: Callable[[], Mapping[str, object]]) -> Answer:
+    """An answer that takes no time."""
+
+    async def answer() -> bytes:
+        await trio.lowlevel.checkpoint()
+        return _line(read())
+
+    return answer
+
+
+def _line(answer: Mapping[str, object]) -> bytes:
+    return json.dumps(plain(answer)).encode() + b"\n"
+
+
+async def _answer(line: bytes, answers: Answers) -> bytes:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return {"error": f"not JSON: {error}"}
+        return _line({"error": f"not JSON: {error}"})
     name = request.get("ask") if isinstance(request, dict) else None
     if not isinstance(name, str) or name not in answers:
-        return {"error": f"can't answer {name!r}, but: {', '.join(sorted(answers))}"}
-    return answers[name]()
+        return _line({"error": f"can't answer {name!r}, but: {', '.join(sorted(answers))}"})
+    return await answers[name]()
 
 
 async def _read_line(stream: trio.SocketStream, limit_bytes: int) -> bytes | None:

@@ -227,16 +227,17 @@ class HttpServer:
             *_HEADERS,
             *answer.headers,
         ]
-        head = http.send(h11.Response(status_code=answer.status, headers=headers))
-        body = http.send(h11.Data(answer.body)) if with_body else b""
+        parts = [http.send(h11.Response(status_code=answer.status, headers=headers)) or b""]
+        if with_body:  # as it is, without a copy: several may be sending the same
+            parts += http.send_with_data_passthrough(h11.Data(answer.body)) or []
         http.send(h11.EndOfMessage())
-        data = head + body
-        self.unsent_bytes += len(data)
+        self.unsent_bytes += len(answer.body)
         try:
             with trio.move_on_after(ANSWER_S) as scope:
-                await stream.send_all(data)
+                for part in parts:
+                    await stream.send_all(part)
         finally:
-            self.unsent_bytes -= len(data)
+            self.unsent_bytes -= len(answer.body)
         if scope.cancelled_caught:
             raise trio.BrokenResourceError(f"the answer was not taken within {ANSWER_S:g} s")
 

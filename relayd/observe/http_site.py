@@ -13,13 +13,11 @@ visitor's browser (DNS rebinding). Nothing in an answer is a secret, but peers' 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from ipaddress import ip_address
-from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,13 +26,10 @@ import trio
 from relayd.observe.health import not_ready
 from relayd.observe.http_server import Answer, HttpServer, Request, plain_text
 from relayd.observe.observed import Observed
-from relayd.observe.text import plain
+from relayd.observe.telling import Telling
 
 if TYPE_CHECKING:
     from relayd.observe.metrics import Exporter
-
-PEERS_AT_ONCE = 256
-"""Peers that are looked at before other tasks have their turn: 3 ms of work."""
 
 MAX_PEERS_ASKED = 100_000
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:@\[\]]*)(?::[0-9]*)?")
@@ -45,24 +40,25 @@ _PATHS = "there is: / /status /metrics /healthz /readyz"
 async def serve_http(
     server: HttpServer | None,
     observed: Observed,
+    telling: Telling,
     names: Iterable[str],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `observed` until cancelled; without a server, only wait. `names`: see Site."""
+    """Serve `observed` until cancelled; without a server, only wait. The rest is Site's."""
     if server is None:
         task_status.started()
         await trio.sleep_forever()
     else:
-        await server.run(Site(observed, names).answer, task_status=task_status)
+        await server.run(Site(observed, telling, names).answer, task_status=task_status)
 
 
 class Site:
     """The paths of one process."""
 
-    def __init__(self, observed: Observed, names: Iterable[str] = ()) -> None:
+    def __init__(self, observed: Observed, telling: Telling, names: Iterable[str] = ()) -> None:
         """`names` are host names that requests may be made to, besides the host's own."""
-        self._observed = observed
+        self._observed, self._telling = observed, telling
         self._names = {"localhost", os.uname().nodename.lower(), *(name.lower() for name in names)}
         self._exporter: Exporter | None = None
 
@@ -114,15 +110,7 @@ class Site:
             if not (asked.isascii() and asked.isdigit() and int(asked[:7]) <= MAX_PEERS_ASKED):
                 return plain_text(400, f"peers={asked[:20]!r} is not a number up to {MAX_PEERS_ASKED}")
             limit = int(asked)
-        parts = [_json(self._observed.summary())[:-1], ', "peers": [']
-        peers = self._observed.peers(limit)
-        separator = ""
-        while some := list(islice(peers, PEERS_AT_ONCE)):
-            parts += [separator, _json(some)[1:-1]]
-            separator = ", "
-            await trio.lowlevel.checkpoint()
-        parts.append("]}\n")
-        return Answer(200, "application/json", "".join(parts).encode())
+        return Answer(200, "application/json", await self._telling.text(limit))
 
     async def _metrics(self) -> Answer:
         """In a thread: it imports prometheus_client at first, and a thousand peers are 10,000 lines."""
@@ -145,7 +133,3 @@ def _exporter() -> Exporter:
     from relayd.observe.metrics import Exporter
 
     return Exporter()
-
-
-def _json(value: object) -> str:
-    return json.dumps(plain(value))

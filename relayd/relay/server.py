@@ -24,7 +24,7 @@ from relayd.observe.control import serve_control
 from relayd.observe.http_server import open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
-from relayd.observe.observed import answers
+from relayd.observe.telling import Telling
 from relayd.relay.claims import Claims
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
@@ -251,6 +251,7 @@ async def serve(
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
             for listener in listeners:
                 relay.poller.yield_when_readable(listener.fileno())
+            telling = Telling(relay)
             services = [
                 Service(name="data plane", run=relay.poller.run),
                 Service(name="admission files", run=relay.admission_files.run),
@@ -258,11 +259,11 @@ async def serve(
                 Service(name="housekeeping", run=relay.housekeeping.run),
                 Service(
                     name="control socket",
-                    run=partial(serve_control, config.control, answers(relay)),
+                    run=partial(serve_control, config.control, telling.answers()),
                 ),
                 Service(name="drain", run=partial(_drain, relay, listeners, signals)),
                 *watchdog_services(manager, relay.poller, stack),
-                Service(name="http", run=partial(serve_http, http, relay, config.http_names)),
+                Service(name="http", run=partial(serve_http, http, relay, telling, config.http_names)),
                 *(
                     Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
                     for one in listeners

@@ -12,6 +12,7 @@ import trio
 from relayd.observe.http_server import open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.observed import Observed
+from relayd.observe.telling import Telling
 
 SOON_S = 10.0
 
@@ -38,7 +39,7 @@ def served(observed: Observed, *, port: int = 0) -> Iterator[Served]:
             server = open_http(f"127.0.0.1:{port}", stack)
             assert server is not None
             ready.put((server.address, trio.lowlevel.current_trio_token(), scope))
-            await serve_http(server, observed, ())
+            await serve_http(server, observed, Telling(observed), ())
 
     thread = threading.Thread(target=trio.run, args=(serve,), daemon=True)
     thread.start()

@@ -23,7 +23,7 @@ import pytest
 import trio
 
 from relayd.observe.control import serve_control
-from relayd.observe.observed import answers
+from relayd.observe.telling import Telling
 from tests.helpers.observed import Watched, agent_status, relay_status
 
 SOON_S = 20.0
@@ -40,7 +40,7 @@ def answering(path: Path, watched: Watched) -> Iterator[None]:
         with trio.CancelScope() as scope:
             held.append((trio.lowlevel.current_trio_token(), scope))
             async with trio.open_nursery() as nursery:
-                await nursery.start(serve_control, str(path), answers(watched))
+                await nursery.start(serve_control, str(path), Telling(watched).answers())
                 ready.set()
 
     thread = threading.Thread(target=trio.run, args=(serve,), daemon=True)

@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from relayd.errors import ConfigError, HostError, RelaydError
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe import control
-from relayd.observe.control import NobodyAnswersError, ask, serve_control
+from relayd.observe.control import NobodyAnswersError, ask, quick, serve_control
 
 STATUS: Mapping[str, object] = {"role": "relay", "key": PublicKey(bytes(32)), "drops": {"full": 3}}
 
@@ -25,7 +25,7 @@ STATUS: Mapping[str, object] = {"role": "relay", "key": PublicKey(bytes(32)), "d
 @asynccontextmanager
 async def served(path: Path, status: Mapping[str, object] = STATUS) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_control, str(path), {"status": lambda: status})
+        await nursery.start(serve_control, str(path), {"status": quick(lambda: status)})
         yield
         nursery.cancel_scope.cancel()
 
@@ -131,7 +131,7 @@ async def test_of_two_that_start_at_once_over_a_stale_socket_one_wins(tmp_path: 
 
     async def start() -> None:
         try:
-            await serve_control(str(path), {"status": lambda: STATUS}, task_status=ready)
+            await serve_control(str(path), {"status": quick(lambda: STATUS)}, task_status=ready)
         except HostError as error:
             refused.append(error)
             seen.set()
@@ -288,7 +288,7 @@ async def test_error_in_an_answer_is_a_bug_and_ends_the_server(tmp_path: Path) -
 
     async def serve_and_ask() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, str(tmp_path / "a.sock"), {"status": broken})
+            await nursery.start(serve_control, str(tmp_path / "a.sock"), {"status": quick(broken)})
             with pytest.raises(NobodyAnswersError):
                 await ask(str(tmp_path / "a.sock"), "status")
 
