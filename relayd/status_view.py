@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relayd.observe.health import not_ready
 from relayd.observe.output import page
-from relayd.observe.units import Status, ago, bits, count, duration, milliseconds, rate, size, text
+from relayd.observe.units import Status, ago, bits, count, delay_ms, duration, milliseconds, rate, size, text
 
 TERMINAL_ROWS = 30
 """Peers of a relay shown on a terminal, the busiest first; elsewhere, and with --json, all of them."""
+AGENT_ROWS = 15
+"""Likewise peers of an agent, which take two lines each: those without a way first."""
 WIDE_COLUMNS = 120
 """From here on a peer's reason has a column of its own; below, it stands under the endpoint."""
 
@@ -35,13 +38,14 @@ def print_status(
             if first.get("role") == "relay":
                 _print_relay(console, first, later, rows=TERMINAL_ROWS if terminal else None)
             else:
-                _print_agent(console, first, wide=not terminal or console.width >= WIDE_COLUMNS)
+                wide = not terminal or console.width >= WIDE_COLUMNS
+                _print_agent(console, first, wide=wide, rows=AGENT_ROWS if terminal else None)
 
 
 # --- agent ---
 
 
-def _print_agent(console: Console, status: Status, *, wide: bool) -> None:
+def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | None) -> None:
     console.print(
         _line(
             ("agent ", "bold"),
@@ -57,6 +61,8 @@ def _print_agent(console: Console, status: Status, *, wide: bool) -> None:
     ]
     if relay.get("round_trip_ms") is not None:
         parts.append(f"round trip {milliseconds(relay['round_trip_ms'])}")
+    if relay.get("trust"):
+        parts.append(f"key {text(relay['trust'])}")
     if relay.get("dials") is not None:
         parts.append(f"{count(relay['dials'])} dial{'' if relay['dials'] == 1 else 's'}")
     if relay.get("reason"):
@@ -69,8 +75,15 @@ def _print_agent(console: Console, status: Status, *, wide: bool) -> None:
             "".join(f", {part}" for part in parts[1:]),
         )
     )
+    if relay.get("health"):
+        console.print(_line(("      ", ""), (f"the relay says: {text(relay['health'])}", "yellow")))
+    _print_health(console, status, status.get("peers") or ())
+    _print_queue(console, {}, status, "the relay")
     _print_drops(console, status)
+    _print_http(console, status)
     peers = status.get("peers") or []
+    if rows is not None and len(peers) > rows:
+        peers = sorted(peers, key=_need)
     if not peers:
         console.print("no peers")
         return
@@ -79,7 +92,7 @@ def _print_agent(console: Console, status: Status, *, wide: bool) -> None:
     )
     for column in (2, 3, 4):
         table.columns[column].justify = "right"
-    for peer in peers:
+    for peer in peers[:rows]:
         path = text(peer.get("path"))
         endpoint, why = text(peer.get("endpoint")), text(peer.get("reason"))
         table.add_row(
@@ -95,6 +108,14 @@ def _print_agent(console: Console, status: Status, *, wide: bool) -> None:
             ),
         )
     console.print(table)
+    if rows is not None and len(peers) > rows:
+        console.print(f"and {count(len(peers) - rows)} more (--json lists all)")
+
+
+def _need(peer: Status) -> tuple[int, int]:
+    """Which peers to show first: those without a way, then those on the relay, then the busiest."""
+    order = {"none": 0, "relay": 1}.get(str(peer.get("path")), 2)
+    return order, -int(peer.get("rx_bytes") or 0) - int(peer.get("tx_bytes") or 0)
 
 
 # --- relay ---
@@ -109,14 +130,17 @@ def _print_relay(console: Console, first: Status, later: Status, *, rows: int | 
             f"up {duration(now.get('uptime_s'))}, relayd {text(now.get('version'))}",
         )
     )
-    console.print(f"connections {count(now.get('connections'))}")
-    for name, way in (("in ", "in"), ("out", "out")):
-        line = f"{name} {count(now.get(f'frames_{way}'))} frames, {size(now.get(f'bytes_{way}'))}"
+    _print_agents(console, now)
+    _print_health(console, now, ())
+    for name, way in (("in    ", "in"), ("out   ", "out")):
+        line = f"{count(now.get(f'frames_{way}'))} frames, {size(now.get(f'bytes_{way}'))}"
         rates = rate(first, later, f"frames_{way}"), rate(first, later, f"bytes_{way}")
         if rates[0] is not None and rates[1] is not None:
             line += f"; now {count(rates[0])} frames/s, {bits(rates[1] * 8)}"
-        console.print(line)
+        console.print(_line((name, "bold"), line))
+    _print_queue(console, first if later else {}, now, "agents")
     _print_drops(console, now)
+    _print_http(console, now)
     peers = sorted(now.get("peers") or [], key=_traffic, reverse=True)
     if not peers:
         return
@@ -142,7 +166,52 @@ def _traffic(peer: Status) -> int:
     return int(peer.get("bytes_in") or 0) + int(peer.get("bytes_out") or 0)
 
 
+def _print_agents(console: Console, now: Status) -> None:
+    """Who is connected, who was let in and who wasn't."""
+    unproved = sum(not peer.get("proved", True) for peer in now.get("peers") or ())
+    line = _line(("agents", "bold"), f" {count(now.get('connections'))} connected")
+    if unproved:
+        line.append(f" ({count(unproved)} without a proof)", "yellow")
+    admitted = sum((now.get("admitted") or {}).values())
+    line.append(f", {count(now.get('unregistered'))} on their way in, {count(admitted)} let in")
+    refused = {reason: some for reason, some in sorted((now.get("refused") or {}).items()) if some}
+    if refused:
+        said = ", ".join(f"{text(reason)} {count(some)}" for reason, some in refused.items())
+        line.append(f"; refused: {said}", "yellow")
+    console.print(line)
+
+
 # --- pieces ---
+
+
+def _print_health(console: Console, status: Status, peers: Iterable[Status]) -> None:
+    """What keeps it from doing what it is for, in the words of /readyz; nothing when all is well."""
+    if not status.get("role"):
+        return
+    for reason in not_ready(status, peers):
+        console.print(_line(("not ready ", "bold red"), (text(reason), "red")))
+    for problem in status.get("host_problems") or ():
+        console.print(_line(("host  ", "bold"), (text(problem), "red")))
+
+
+def _print_queue(console: Console, before: Status, now: Status, whom: str) -> None:
+    """What waits for those who take less than is sent to them; not of processes that don't tell."""
+    if now.get("queue_delay") is None:
+        return
+    queued = now.get("queued_bytes")
+    line = _line(("queue ", "bold"), (size(queued), "yellow" if queued else ""), f" for {whom}")
+    if now.get("backlogged"):
+        line.append(f", {count(now['backlogged'])} of them behind", "yellow")
+    waited = delay_ms(before, now, 0.99)
+    if waited is not None:
+        line.append(f"; of what had to wait, 99 % was sent within {milliseconds(waited)}")
+    console.print(line)
+
+
+def _print_http(console: Console, status: Status) -> None:
+    """Where the page is."""
+    if status.get("http"):
+        console.print(_line(("page  ", "bold"), f"http://{text(status['http'])}/"))
 
 
 def _print_drops(console: Console, status: Status) -> None:

@@ -31,6 +31,9 @@ MAX_PEERS = 1000
 """Peers with series of their own, the first in the order of the status: ten series each. The rest is counted
 in relayd_peers_without_series, so that nobody takes the sum of what is shown for the whole."""
 
+GONE_FRESH_S = 60.0
+"""The relay repeats it while frames for the peer come in; older than this it says nothing about now."""
+
 Status = Mapping[str, Any]
 Peers = Sequence[Status]
 Number = float | int | bool | None
@@ -177,6 +180,12 @@ RELAY = (
         "Connections that take less than is sent to them, now.",
         at("backlogged"),
     ),
+    Metric(
+        "relayd_reading_pauses_total",
+        "counter",
+        "How often a connection was not read for a while, since its key sent more than it may.",
+        at("pauses"),
+    ),
     Metric("relayd_received_frames_total", "counter", "Frames from agents.", at("frames_in")),
     Metric(
         "relayd_sent_frames_total",
@@ -228,6 +237,12 @@ AGENT = (
         "1 while the relay answers, else 0.",
         lambda status, _: {status["relay"]["address"]: status["relay"]["state"] == "connected"},
         label="relay",
+    ),
+    Metric(
+        "relayd_link_proved",
+        "gauge",
+        "1 while there is a relay that has proved its key to the agent, else 0.",
+        lambda status, _: status["relay"]["trust"] not in (None, "unproved"),
     ),
     Metric(
         "relayd_link_round_trip_seconds",
@@ -308,6 +323,12 @@ PEER = (
         lambda peer: None if peer.get("round_trip_ms") is None else peer["round_trip_ms"] / 1e3,
         label="transport",
         label_value=lambda peer: str(peer["path"]),
+    ),
+    PeerMetric(
+        "relayd_peer_gone",
+        "gauge",
+        "1 while the relay's last word about the peer is that frames do not reach it, else 0.",
+        lambda peer: peer["relay_gone"] is not None and peer["relay_gone"]["age_s"] < GONE_FRESH_S,
     ),
     PeerMetric(
         "relayd_peer_relay_sent_frames_total",

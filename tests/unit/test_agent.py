@@ -28,6 +28,7 @@ from relayd.observe.metrics import Exporter
 from relayd.wire.frames import DATA
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
 from tests.helpers.fake_wireguard import FakeWireGuard
+from tests.helpers.status_page import undocumented, unexposed
 from tests.helpers.tiny_relay import TinyRelay, until
 
 OWN = PrivateKey(b"o" * 32)
@@ -101,6 +102,8 @@ async def test_datagrams_become_frames_and_frames_become_datagrams(
                 status = await status_of(settings)
                 # All that the metrics read is there, for a real agent.
                 assert b"wirekube_direct_peers_total 0.0" in Exporter().render(status, status["peers"])
+                assert undocumented(status) == set(), "a row in docs/status.md"
+                assert unexposed(status) == set(), "a line in observe/metrics.py, a row in docs/metrics.md"
                 assert status["role"] == "agent"
                 assert status["relay"]["state"] == "connected"
                 assert status["drops"] == {"unknown_key": 1}

@@ -18,6 +18,7 @@ from relayd.observe.metrics import AGENT, MAX_PEERS, PEER, RELAY, Exporter
 from relayd.relay.server import serve
 from tests.helpers.http import http_get
 from tests.helpers.observed import agent_peer, agent_status, relay_status
+from tests.helpers.status_page import undocumented, unexposed
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 PROCESS = {
@@ -101,6 +102,20 @@ def test_peers_have_their_path_their_age_and_their_bytes() -> None:
     assert value(status, "relayd_ready") == 0
 
 
+@pytest.mark.parametrize("status", [relay_status(), agent_status()], ids=["relay", "agent"])
+def test_the_statuses_of_the_tests_are_like_real_ones(status: dict[str, Any]) -> None:
+    assert undocumented(status) == set()
+    assert unexposed(status) <= {"paths"}
+
+
+def test_a_field_that_nobody_explains_is_found() -> None:
+    assert undocumented(relay_status(1, novelty=1)) == {"novelty"}
+    assert unexposed(relay_status(1, novelty=1)) == {"novelty"}
+    status = agent_status(("direct",))
+    status["relay"]["novelty"] = status["peers"][0]["oddity"] = 1
+    assert undocumented(status) == {"novelty", "oddity"}
+
+
 def test_a_handshake_that_is_just_over_counts() -> None:
     status = agent_status(())
     status["peers"] = [agent_peer(1, handshake_age_s=0.0), agent_peer(2, handshake_age_s=180.0)]
@@ -136,6 +151,8 @@ async def test_a_running_relay_serves_what_its_counters_say(tmp_path: Path) -> N
         body = await http_get(status["http"], "/metrics")
         assert json.loads(await http_get(status["http"], "/status")).keys() == status.keys()
         nursery.cancel_scope.cancel()
+    assert undocumented(status) == set(), "a row in docs/status.md"
+    assert unexposed(status) == set(), "a line in relayd/observe/metrics.py, and its row in docs/metrics.md"
     families = {family.name for family in text_string_to_metric_families(body.decode())}
     assert families >= {metric.name.removesuffix("_total") for metric in RELAY}
 

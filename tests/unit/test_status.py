@@ -16,6 +16,8 @@ import pytest
 from relayd.errors import RelaydError
 from relayd.status import show_status
 from relayd.status_view import print_status
+from tests.helpers.observed import agent_status, relay_status
+from tests.helpers.observed import key as observed_key
 
 LONGEST = "[2001:db8:1234:5678:9abc:def0:1234:5678]:51820"
 AGENT: dict[str, Any] = {
@@ -123,8 +125,8 @@ def test_reason_stands_under_the_endpoint_on_a_narrow_terminal() -> None:
 def test_relay_shows_rates_between_two_answers() -> None:
     later = relay(0, uptime_s=100.5, frames_in=2000, bytes_in=1_260_000, frames_out=900, bytes_out=9000)
     lines = shown((relay(0), later)).splitlines()
-    assert "in  2,000 frames, 1.2 MiB; now 2,000 frames/s, 20.0 Mbit/s" in lines
-    assert "out 900 frames, 8.8 KiB; now 0 frames/s, 0 bit/s" in lines
+    assert "in    2,000 frames, 1.2 MiB; now 2,000 frames/s, 20.0 Mbit/s" in lines
+    assert "out   900 frames, 8.8 KiB; now 0 frames/s, 0 bit/s" in lines
 
 
 def test_relay_that_was_restarted_between_the_answers_shows_no_rates() -> None:
@@ -223,3 +225,57 @@ def test_dead_process_is_told_beside_a_live_ones_answer(
     assert "agent on wire_kube" in said.out
     assert said.err.startswith("relayd: no relayd process answers at")
     assert "agent-wg0.sock" in said.err
+
+
+# What both roles tell of themselves beside their peers
+
+
+def whole(status: dict[str, Any]) -> str:
+    return shown((status, {}))
+
+
+def test_a_relay_tells_who_was_let_in_who_was_not_and_who_proved_nothing() -> None:
+    status = relay_status(3)
+    status["peers"][1]["proved"] = False
+    text = " ".join(whole(status).split())
+    assert "agents 3 connected (1 without a proof), 2 on their way in, 6 let in" in text
+    assert "refused: key in use 1, never registered 3" in text
+
+
+def test_queue_delay_is_that_of_the_time_between_two_answers_if_there_are_two() -> None:
+    first, later = relay_status(0, uptime_s=10.0), relay_status(0, uptime_s=10.5)
+    assert "queue 64.0 KiB for agents, 1 of them behind" in shown((first, later))
+    assert "of what had to wait, 99 % was sent within 500 ms" not in shown((first, later))
+    assert "of what had to wait, 99 % was sent within 500 ms" in whole(first)
+    later["queue_delay"]["frames"][2] += 1000
+    assert "99 % was sent within 5 ms" in shown((first, later))
+
+
+def test_what_is_wrong_is_said_in_the_words_of_readyz() -> None:
+    text = whole(agent_status(("direct", "none"), host_problems=["rp_filter is 1"], interface_problem="gone"))
+    for line in ("not ready interface wg0: gone", f"not ready no way to 1 peer: {observed_key(1)[:8]}"):
+        assert line in text.splitlines()
+    assert "host  rp_filter is 1" in text.splitlines()
+    assert "not ready" not in whole(agent_status(("direct", "relay")))
+    assert "not ready draining" in whole(relay_status(0, draining=True))
+
+
+def test_an_agent_tells_how_it_trusts_its_relay_and_what_that_says() -> None:
+    status = agent_status(("direct",))
+    status["relay"] |= {"trust": "pinned", "health": "two agents have this key"}
+    text = " ".join(whole(status).split())
+    assert "round trip 1.2 ms, key pinned, 2 dials" in text
+    assert "the relay says: two agents have this key" in text
+
+
+def test_the_page_is_named_where_there_is_one() -> None:
+    assert "page  http://127.0.0.1:9478/" in whole(relay_status(0)).splitlines()
+    assert "page" not in whole(relay_status(0, http=None))
+
+
+def test_of_many_peers_a_terminal_gets_those_first_that_need_somebody() -> None:
+    text = shown((agent_status(("direct",) * 20 + ("relay",) * 2 + ("none",)), {}), columns=80)
+    rows = [line.split()[1] for line in text.splitlines() if line[8:9] == " " and line.startswith("kkkkk")]
+    assert rows == ["none", "relay", "relay", *["direct"] * 12]
+    assert "and 8 more (--json lists all)" in text
+    assert len(text.splitlines()) <= 40

@@ -24,6 +24,12 @@ const DROPS_AGENT = {
 const LINK_WORDS = { waiting: "away", dialing: "being dialled", registering: "greeted" };
 const linkWord = (relay) => LINK_WORDS[relay.state] || relay.state;
 
+/** Why it is on that path, and what the relay said of it in the last minute. */
+function reasonOf(peer) {
+  const gone = peer.relay_gone;
+  return gone && gone.age_s < 60 ? `${peer.reason}; ${gone.reason}` : peer.reason;
+}
+
 const PATH_WORDS = { direct: "direct", relay: "relay", none: "no way" };
 
 class AgentPage {
@@ -47,7 +53,7 @@ class AgentPage {
         { name: "key", title: "Peer", value: (p) => p.name || p.key, find: (p) => `${p.key} ${p.name || ""} ${p.endpoint || ""}`, place: "wide",
           show: (cell, p) => put(cell, p.name || short(p.key), p.endpoint || "no endpoint", p.name ? "" : "mono") },
         { name: "path", title: "Path", value: (p) => ({ none: 2, relay: 1, direct: 0 })[p.path] ?? 3, place: "wide", find: (p) => p.path,
-          show: (cell, p) => put(cell, PATH_WORDS[p.path] || p.path, p.reason, `badge ${p.path in PATH_WORDS ? p.path : ""}`) },
+          show: (cell, p) => put(cell, PATH_WORDS[p.path] || p.path, reasonOf(p), `badge ${p.path in PATH_WORDS ? p.path : ""}`) },
         { name: "trip", title: "Round trip", number: true, value: (p) => p.round_trip_ms ?? -1,
           show: (cell, p) => put(cell, milliseconds(p.round_trip_ms)) },
         { name: "age", title: "Handshake", number: true, value: (p) => p.handshake_age_s ?? Infinity,
@@ -75,6 +81,8 @@ class AgentPage {
       status.interface_problem && ["bad", `Interface ${status.interface}: ${status.interface_problem}`],
       lost && ["bad", `No way to ${plural(lost, "peer", "peers")}: the relay is ${linkWord(status.relay)}` +
         `${status.relay.reason ? ` (${status.relay.reason})` : ""}.`],
+      status.relay.health && ["warn", `The relay says: ${status.relay.health}`],
+      status.relay.draining && ["plain", "The relay is about to stop: the agent goes to another one, or comes back to it."],
       ...(status.host_problems || []).map((problem) => ["warn", `On this host: ${problem}`]),
     ].filter(Boolean);
   }
@@ -91,7 +99,8 @@ class AgentPage {
     const up = relay.state === "connected";
     this.link.show([up && relay.round_trip_ms != null ? milliseconds(relay.round_trip_ms).replace(" ms", "") : linkWord(relay),
       up && relay.round_trip_ms != null ? "ms round trip" : ""], up ? "" : "bad");
-    this.link.explain(relay.address, up ? `connected for ${duration(relay.connected_s)}` : relay.reason || "");
+    this.link.explain(relay.address, up ? `connected for ${duration(relay.connected_s)}${relay.trust ? `, key ${relay.trust}` : ""}`
+      : relay.reason || "");
     this.link.spark.add(up ? relay.round_trip_ms : 0);
 
     const sum = (name) => (s) => s.peers.reduce((all, peer) => all + (peer[name] || 0), 0);

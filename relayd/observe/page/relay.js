@@ -5,6 +5,7 @@ const DROPS_RELAY = {
   short: "without a whole key",
   full: "receiver too slow: its queue was full",
   old: "receiver too slow: waited too long",
+  memory: "all queues together were full",
 };
 
 class RelayPage {
@@ -23,7 +24,7 @@ class RelayPage {
       onMore: more,
       columns: [
         { name: "key", title: "Key", value: (p) => p.key, find: (p) => `${p.key} ${p.address}`, place: "whole",
-          show: (cell, p) => put(cell, short(p.key), p.address, "mono") },
+          show: (cell, p) => put(cell, short(p.key), p.proved === false ? `${p.address}, without a proof` : p.address, "mono") },
         { name: "since", title: "Connected", number: true, place: "wide since", value: (p) => p.connected_s,
           show: (cell, p) => put(cell, duration(p.connected_s)) },
         { name: "in", title: "In", number: true, value: (p) => p.in ?? 0,
@@ -80,6 +81,7 @@ class RelayPage {
       ...rates.entries("nat_probes").map(([name, value, rate]) => [`NAT probes: ${name.replaceAll("_", " ")}`, value, rate]),
       ...Object.entries(status.stun || {}).filter(([name]) => name !== "ports")
         .map(([name, value]) => [`STUN: ${name.replaceAll("_", " ")}`, value, rates.of((s) => (s.stun || {})[name])]),
+      ["reading paused: more than a key may send", status.pauses, rates.of((s) => s.pauses), true],
       ["frames of unknown types", status.unknown_frames, rates.of((s) => s.unknown_frames)],
     ]);
     this.table.show(withRates(status, before, rates), status.connections);
