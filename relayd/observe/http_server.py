@@ -65,6 +65,8 @@ class Request:
     """The path with its query, as it came."""
     host: str
     """The Host header; empty: there was none (HTTP/1.0)."""
+    has_body: bool = False
+    """Whether there is more of it than this server reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,10 @@ class HttpServer:
             if request is None:
                 return
             client.waiting = False
+            if request.has_body:
+                await self._send(http, stream, _TOO_MUCH, with_body=request.method != "HEAD")
+                await _linger(stream)
+                return
             answer = await answer_to(request)
             if self.unsent_bytes and self.unsent_bytes + len(answer.body) > MAX_UNSENT_BYTES:
                 answer = plain_text(503, "too many answers wait for their readers", headers=_RETRY)
@@ -246,16 +252,21 @@ class HttpServer:
         if http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         await self._send(http, stream, answer, with_body=True)
-        with trio.move_on_after(LINGER_S):
-            await stream.send_eof()
-            while await stream.receive_some(READ_BYTES):
-                pass
+        await _linger(stream)
+
+
+async def _linger(stream: trio.SocketStream) -> None:
+    """Let what was said arrive before the connection closes."""
+    with trio.move_on_after(LINGER_S):
+        await stream.send_eof()
+        while await stream.receive_some(READ_BYTES):
+            pass
 
 
 async def _next_request(http: h11.Connection, stream: trio.SocketStream, idle_s: float) -> Request | None:
     """The next request; None: the client has none any more, or took too long.
 
-    `idle_s` is what it may take to begin. Raises h11.RemoteProtocolError for nonsense, and for a body.
+    `idle_s` is what it may take to begin. Raises h11.RemoteProtocolError for nonsense.
     """
     head: h11.Request | None = None
     with trio.move_on_after(idle_s) as scope:
@@ -268,21 +279,22 @@ async def _next_request(http: h11.Connection, stream: trio.SocketStream, idle_s:
                 http.receive_data(data)
             elif isinstance(event, h11.Request):
                 head = event
-            elif isinstance(event, h11.Data):
-                raise h11.RemoteProtocolError("a request here has no body", error_status_hint=413)
-            elif isinstance(event, h11.EndOfMessage) and head is not None:
-                return _request(head)
+            elif head is not None and isinstance(event, h11.Data | h11.EndOfMessage):
+                return _request(head, has_body=isinstance(event, h11.Data))
             else:  # ConnectionClosed, or PAUSED after something that is no HTTP any more
                 return None
     return None
 
 
-def _request(head: h11.Request) -> Request:
+def _request(head: h11.Request, *, has_body: bool) -> Request:
     """h11 lets through ASCII only, and one Host at the most."""
     host = next((value for name, value in head.headers if name == b"host"), b"")
-    return Request(head.method.decode("ascii"), head.target.decode("ascii"), host.decode("latin-1"))
+    return Request(
+        head.method.decode("ascii"), head.target.decode("ascii"), host.decode("latin-1"), has_body=has_body
+    )
 
 
+_TOO_MUCH = plain_text(413, "a request here has no body", headers=(("Connection", "close"),))
 _RETRY = (("Retry-After", "5"),)
 _HEADERS = (
     ("Cache-Control", "no-store"),

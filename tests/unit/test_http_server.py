@@ -8,6 +8,8 @@ from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from relayd.config import HTTP_ADDRESS
@@ -140,6 +142,58 @@ async def test_what_is_no_request_is_refused_with_its_status(request_: bytes, st
         answer = await ask(server, request_)
         assert answer.startswith(f"HTTP/1.1 {status} ".encode())
         assert await ask(server, get("/", CLOSE)), "others are answered as before"
+
+
+async def test_a_body_is_refused_for_head_too() -> None:
+    async with served() as server:
+        answer = await ask(server, b"HEAD / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert answer.endswith(b"\r\n\r\n")
+        assert b"200" in await ask(server, get("/", CLOSE))
+
+
+PIECES = st.sampled_from(
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"HEAD / HTTP/1.0\r\n",
+        b"POST /x HTTP/1.1\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n",
+        b"Host: a\r\n",
+        b"Host: \xff\r\n",
+        b"Content-Length: 3\r\n",
+        b"Content-Length: -1\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
+        b"Connection: close\r\n",
+        b"\r\n",
+        b"\n",
+        b"abc",
+        b"3\r\nabc\r\n0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        bytes(9000),
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PIECES | st.binary(max_size=40), max_size=8))
+def test_no_bytes_stop_it(pieces: list[bytes]) -> None:
+    """An exception in a connection would end the process: there may be none, and the next one is served."""
+
+    async def attack() -> None:
+        async with served() as server:
+            async with await connect(server) as stream:
+                try:
+                    for piece in pieces:
+                        await stream.send_all(piece)
+                    await stream.send_eof()
+                except trio.BrokenResourceError:  # it has hung up by then
+                    pass
+                await until_closed(stream)
+            assert b"HTTP/1.1 200 " in await ask(server, get("/", CLOSE))
+
+    trio.run(attack)
 
 
 async def test_a_request_that_does_not_come_to_its_end_costs_its_connection(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relayd.keys import PrivateKey
 from relayd.observe.http_server import Answer, Request
@@ -139,3 +143,15 @@ async def test_another_name_is_not(host: str) -> None:
     answer = await get("/status", host=host, names=("gateway.example.net",))
     assert answer.status == 421
     assert b"peers" not in answer.body
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=60),
+    st.text(st.characters(max_codepoint=0xFF), max_size=40),
+)
+def test_any_path_and_host_is_answered(path: str, host: str) -> None:
+    """An exception here would end the process. h11 lets these characters through, and no others."""
+    for target in (path, f"/status?{path}", f"//{path}", f"http://{path}/status"):
+        answer = trio.run(partial(get, target, host=host))
+        assert answer.status in (200, 400, 404, 421)
