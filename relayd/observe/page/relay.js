@@ -16,6 +16,7 @@ class RelayPage {
     this.drops = new Tile("Drops", 1);
     this.reasons = new Figures("Dropped frames", "No frame was dropped.", DROPS_RELAY);
     this.door = new Figures("At the door", "Nobody has come yet.");
+    this.besides = new Figures("Besides frames", "Nothing yet.");
     this.table = new PeerTable({
       title: "Agents",
       caption: "Connected agents",
@@ -40,7 +41,7 @@ class RelayPage {
     this.table.nothing = "No agent is connected.";
     this.node = make("div", {},
       make("div", { class: "tiles" }, this.connections.node, this.traffic.node, this.queues.node, this.drops.node),
-      make("div", { class: "panels" }, this.reasons.node, this.door.node),
+      make("div", { class: "panels three" }, this.reasons.node, this.door.node, this.besides.node),
       this.table.node);
   }
 
@@ -78,6 +79,8 @@ class RelayPage {
       ["taken over from the process before", status.resumed, null],
       ...Object.entries(status.not_resumed || {}).map(([name, value]) => [`not taken over: ${name}`, value, null]),
       ...rates.entries("refused").map(([name, value, rate]) => [`refused: ${name}`, value, rate, true]),
+    ]);
+    this.besides.show([
       ...rates.entries("nat_probes").map(([name, value, rate]) => [`NAT probes: ${name.replaceAll("_", " ")}`, value, rate]),
       ...Object.entries(status.stun || {}).filter(([name]) => name !== "ports")
         .map(([name, value]) => [`STUN: ${name.replaceAll("_", " ")}`, value, rates.of((s) => (s.stun || {})[name])]),
