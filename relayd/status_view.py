@@ -192,6 +192,13 @@ def _print_health(console: Console, status: Status, peers: Iterable[Status]) -> 
         console.print(_line(("not ready ", "bold red"), (text(reason), "red")))
     for problem in status.get("host_problems") or ():
         console.print(_line(("host  ", "bold"), (text(problem), "red")))
+    if status.get("mesh_problem"):
+        waits = f"after a restart only: {text(status['mesh_problem'])}"
+        console.print(_line(("mesh  ", "bold"), (waits, "yellow")))
+    cluster = status.get("cluster") or {}
+    stale = [] if cluster.get("current", True) else ["what is known of it isn't current"]
+    for problem in (*stale, *(cluster.get("problems") or ())):
+        console.print(_line(("cluster ", "bold"), (text(problem), "yellow")))
 
 
 def _print_queue(console: Console, before: Status, now: Status, whom: str) -> None:

@@ -232,6 +232,18 @@ AGENT = (
         lambda status, _: len(status["host_problems"]),
     ),
     Metric(
+        "relayd_mesh_waits_for_restart",
+        "gauge",
+        "1 while the mesh asks for something that a running agent can not change, else 0.",
+        lambda status, _: bool(status.get("mesh_problem")),
+    ),
+    Metric(
+        "relayd_cluster_current",
+        "gauge",
+        "1 while what the agent knows of its cluster is current; absent without a cluster.",
+        lambda status, _: (status.get("cluster") or {}).get("current"),
+    ),
+    Metric(
         "relayd_link_connected",
         "gauge",
         "1 while the relay answers, else 0.",
@@ -381,10 +393,11 @@ class _Once:
 
 
 def collect(status: Status, peers: Peers, *, source: str) -> Iterator[Family]:
-    """The metric families of a relay or an agent. `source` is the name of this node."""
+    """The metric families of a relay or an agent. `source` names this node, unless its cluster does."""
     for metric in RELAY if status["role"] == "relay" else AGENT:
         yield _family(metric, metric.value(status, peers))
     if status["role"] == "agent":
+        source = str((status.get("cluster") or {}).get("node") or source)
         listed = peers[:MAX_PEERS]
         for one in PEER:
             yield _peer_family(one, listed, source)

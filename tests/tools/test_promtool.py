@@ -116,6 +116,7 @@ CASES = {
         ON | {"source": "n", "peer": "p"},
     ),
     "RelaydInterfaceLost": Case({f"relayd_interface_up{{{AT}}}": "0x60"}, ON),
+    "RelaydClusterUnknown": Case({f"relayd_cluster_current{{{AT}}}": "0x60"}, ON),
     "RelaydHostProblem": Case({f"relayd_host_problems{{{AT}}}": "1x60"}, ON),
     "RelaydProxyRefused": Case({f"relayd_proxy_renewals_total{{{AT}}}": "0+1x60"}, ON),
     "RelaydPeersPastTheLimit": Case({f"relayd_peers_without_series{{{AT}}}": "5x60"}, ON),
@@ -142,6 +143,7 @@ HEALTHY = INFO | {
     f"relayd_unreachable_peers{{{AT}}}": "0x60",
     f"relayd_interface_up{{{AT}}}": "1x60",
     f"relayd_host_problems{{{AT}}}": "0x60",
+    f"relayd_cluster_current{{{AT}}}": "1x60",
     f"relayd_proxy_renewals_total{{{AT}}}": "1x60",
     f"relayd_peers_without_series{{{AT}}}": "0x60",
     # Idle, and old for that: nobody has sent anything.

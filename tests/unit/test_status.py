@@ -268,6 +268,16 @@ def test_an_agent_tells_how_it_trusts_its_relay_and_what_that_says() -> None:
     assert "the relay says: two agents have this key" in text
 
 
+def test_what_its_cluster_does_is_said_when_it_is_not_as_it_should_be() -> None:
+    status = agent_status(("direct",), mesh_problem="interface name")
+    status["cluster"] |= {"current": False, "problems": ["two peers have one key"]}
+    lines = whole(status).splitlines()
+    assert "mesh  after a restart only: interface name" in lines
+    assert "cluster what is known of it isn't current" in lines
+    assert "cluster two peers have one key" in lines
+    assert "cluster" not in whole(agent_status(("direct",)))
+
+
 def test_the_page_is_named_where_there_is_one() -> None:
     assert "page  http://127.0.0.1:9478/" in whole(relay_status(0)).splitlines()
     assert "page" not in whole(relay_status(0, http=None))

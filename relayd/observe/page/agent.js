@@ -81,6 +81,9 @@ class AgentPage {
       status.interface_problem && ["bad", `Interface ${status.interface}: ${status.interface_problem}`],
       lost && ["bad", `No way to ${plural(lost, "peer", "peers")}: the relay is ${linkWord(status.relay)}` +
         `${status.relay.reason ? ` (${status.relay.reason})` : ""}.`],
+      status.mesh_problem && ["warn", `After a restart only: ${status.mesh_problem}`],
+      status.cluster && !status.cluster.current && ["warn", `What is known of the cluster isn't current: ${status.cluster.api_server} doesn't answer.`],
+      ...((status.cluster && status.cluster.problems) || []).map((problem) => ["warn", `In the cluster: ${problem}`]),
       status.relay.health && ["warn", `The relay says: ${status.relay.health}`],
       status.relay.draining && ["plain", "The relay is about to stop: the agent goes to another one, or comes back to it."],
       ...(status.host_problems || []).map((problem) => ["warn", `On this host: ${problem}`]),
