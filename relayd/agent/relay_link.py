@@ -57,12 +57,16 @@ DISPLACED_S = 30.0
 """How long an agent stays away whose key another connection has taken over: the two would chase each other
 out of the relay otherwise (PROTOCOL.md, part 2)."""
 
-DIALS_PER_S = 50.0
-"""How many agents at a time may come back to a relay that was away. An agent knows only how many peers it
-has, and takes it that there are as many agents: of a thousand, each waits up to 20 s before it dials."""
+DIALS_PER_S = 33.0
+"""How many agents at a time come back to a relay that died. An agent knows only how many peers it has, and
+takes it that there are as many agents: of a thousand, each waits up to 30 s before it dials. While the relay
+stays away they meet with those that try again, at most some hundred in a second."""
 
 DRAIN_DIAL_OF = 0.25
 """Within which part of the time until the relay goes the new connection is dialled, at random."""
+
+DRAIN_RETRY_S = 2.0
+"""At most so long is waited between two tries to connect, while the relay that drains still forwards."""
 
 DRAIN_SWITCH_OF = 0.6
 """After which part of it frames leave by the new connection."""
@@ -97,6 +101,11 @@ class LinkSettings:
     queue_age_s: float = MAX_AGE_S
     insecure: bool = False
     """Whether a relay need not prove who it is. Where its key is pinned, it must all the same."""
+
+
+def first_wait_s(agents: int) -> float:
+    """The longest first wait, in seconds, of an agent whose relay has that many of them."""
+    return min(CAP_S, max(FIRST_S, agents / DIALS_PER_S))
 
 
 def _nobody_listens(key: bytes, payload: bytes, now: float) -> None:
@@ -303,7 +312,7 @@ class RelayLink:
         if self._rekeyed.is_set():
             return
         self._go(Phase.WAITING)
-        self._backoff.first_s = min(CAP_S, max(FIRST_S, self._agents() / DIALS_PER_S))
+        self._backoff.first_s = first_wait_s(self._agents())
         wait_s = self._backoff.failed(last.session.useful_for_s() if last is not None else 0.0)
         if last is not None and last.complaint == REPLACED and last.connection.fault not in _ON_PURPOSE:
             wait_s += DISPLACED_S
@@ -363,6 +372,7 @@ class RelayLink:
         more."""
         assert self._nursery is not None
         told_at = trio.current_time()
+        retries = Backoff(self._uniform, cap_s=DRAIN_RETRY_S)
         with trio.move_on_after(self._uniform(0.0, old.drain_s * DRAIN_DIAL_OF)):
             await old.connection.ended.wait()
         while not old.has_ended:
@@ -370,7 +380,7 @@ class RelayLink:
             if successor is not None:
                 self._nursery.start_soon(self._let_go, old, successor, told_at, name="drained connection")
                 return successor
-            with trio.move_on_after(self._backoff.failed(0.0)):
+            with trio.move_on_after(retries.failed(0.0)):
                 await old.connection.ended.wait()
         return None
 

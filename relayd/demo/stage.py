@@ -64,11 +64,11 @@ class Theatre:
             return False
         return True
 
-    def start_relay(self) -> Process:
-        """`relayd serve`."""
+    def start_relay(self, *more: str) -> Process:
+        """`relayd serve`, with `more` flags."""
         return self.relay_host.relayd(
             "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", CONTROL_RELAY,
-            "--state", STATE_DIR,
+            "--state", STATE_DIR, *more,
         )  # fmt: skip
 
     def start_agent(self, node: Node, *more: str) -> Process:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import trio
 
@@ -15,15 +17,16 @@ from relayd.join import JoinString
 from relayd.keys import PublicKey
 from relayd.netio.poller import Poller
 from relayd.wire.frames import KEYED_BYTES
-from relayd.wire.identity_frames import PeerGone
+from relayd.wire.identity_frames import PeerGone, Welcome
 from relayd.wire.runs import Run
-from tests.helpers.identities import private
+from tests.helpers.identities import GATE, RELAY, TOKEN, private
 from tests.helpers.tiny_relay import Session, TinyRelay, dial_unmarked, until
 
 OWN_PRIVATE = private("the agent")
 OWN = OWN_PRIVATE.public()
 PEER = PublicKey(b"p" * 32)
 INSECURE = LinkSettings(insecure=True)
+SECURE = LinkSettings()
 
 
 async def here(function: Callable[..., None], *arguments: object) -> None:
@@ -43,8 +46,10 @@ class LinkRig:
         refuse: int = 0,
         known: KnownRelays | None = None,
         agents: int = 2,
+        refuse_from: int = sys.maxsize,
     ) -> None:
-        """The relay is dialled `at` that address; the first `refuse` dials fail."""
+        """The relay is dialled `at` that address; the first `refuse` dials fail, and all `refuse_from` on."""
+        self._refuse_from = refuse_from
         self._at = at
         self.poller = Poller()
         self.delivered: list[tuple[bytes, bytes]] = []
@@ -71,7 +76,7 @@ class LinkRig:
         self.link.send(frames, sum(map(len, frames)))
 
     async def _dial(self, relay: RelayAddress, *, timeout_s: float) -> socket.socket:
-        if self.dials_refused < self._refuse:
+        if self.dials_refused < self._refuse or self.link.dials >= self._refuse_from:
             self.dials_refused += 1
             await trio.lowlevel.checkpoint()
             raise ConnectionRefusedError("nobody there")
@@ -94,9 +99,10 @@ async def running(
     join: JoinString | None = None,
     known: KnownRelays | None = None,
     agents: int = 2,
+    refuse_from: int = sys.maxsize,
 ) -> AsyncIterator[LinkRig]:
     """A link that runs; to a relay that proves nothing unless `settings` or `join` say otherwise."""
-    rig = LinkRig(join or relay.join, relay.address, settings or INSECURE, refuse, known, agents)
+    rig = LinkRig(join or relay.join, relay.address, settings or INSECURE, refuse, known, agents, refuse_from)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(rig.poller.run)
@@ -112,4 +118,23 @@ async def connected(relay: TinyRelay, rig: LinkRig) -> Session:
     session = await relay.accept()
     await session.register(OWN)
     await until(lambda: rig.link.connected)
+    return session
+
+
+def pinned(relay: TinyRelay, token: str = TOKEN) -> JoinString:
+    """What an agent is given that knows the relay."""
+    return replace(relay.join, key=RELAY.public, token=token)
+
+
+def trusting(relay: TinyRelay) -> JoinString:
+    """What one is given that is to trust whom it meets."""
+    return replace(relay.join, token=TOKEN)
+
+
+async def welcomed(relay: TinyRelay, rig: LinkRig, welcome: Welcome | None = None) -> Session:
+    """The relay's end of a link that has proved itself, and has been answered its first Ping."""
+    session = await relay.accept()
+    await session.admit(RELAY.private, GATE.admit, welcome or Welcome())
+    await until(lambda: rig.link.connected)
+    await session.pong()
     return session

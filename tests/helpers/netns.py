@@ -119,15 +119,17 @@ DIRECT_NETWORK = IPv4Network("203.0.113.0/24")
 class Mesh:
     """The demonstration's theatre with everything running: two nodes, the relay, two agents."""
 
-    def __init__(self, lab: Lab, *, agent_config: str = "", direct: bool = False) -> None:
-        """`agent_config`: what the agents' `[agent]` table says. With `direct` there is a wire from a to b
-        too, and WireGuard on both has the other's address on it as endpoint."""
+    def __init__(
+        self, lab: Lab, *, agent_config: str = "", direct: bool = False, relay_flags: tuple[str, ...] = ()
+    ) -> None:
+        """`relay_flags` are the relay's; `agent_config`: what the agents' `[agent]` table says. With `direct`
+        there is a wire from a to b too, and WireGuard on both has the other's address on it as endpoint."""
         self.lab, self.theatre = lab, Theatre(lab)
         self.a, self.b, self.relay_host = self.theatre.a, self.theatre.b, self.theatre.relay_host
-        self._config = agent_config
+        self._config, self._relay_flags = agent_config, relay_flags
         if direct:
             self._wire_directly()
-        self.relay = self.theatre.start_relay()
+        self.relay = self.theatre.start_relay(*self._relay_flags)
         self.agents = {node.name: self.start_agent(node) for node in (self.a, self.b)}
         for node in (self.a, self.b):
             ready = partial(is_registered if direct else is_connected, node)
@@ -155,7 +157,7 @@ class Mesh:
     def restart_relay(self) -> None:
         """A new relay in place of one that ended."""
         self.lab.discard(self.relay)
-        self.relay = self.theatre.start_relay()
+        self.relay = self.theatre.start_relay(*self._relay_flags)
 
     def restart_agent(self, node: Node) -> None:
         """A new agent in place of one that ended."""

@@ -153,6 +153,7 @@ class TinyRelay:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._listener)
                 continue
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = Session(trio.socket.from_stdlib_socket(accepted))
             self._sessions.append(session)
             return session

@@ -4,7 +4,6 @@ the relay's part of the handshake by the pure machine, the clock stands still.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,29 +38,8 @@ from relayd.wire.identity_frames import (
     encode_ping,
 )
 from tests.helpers.identities import GATE, OTHER_RELAY, RELAY, TOKEN, drawn
-from tests.helpers.link_rig import OWN, PEER, LinkRig, here, running
-from tests.helpers.tiny_relay import Session, TinyRelay, settle, until
-
-SECURE = LinkSettings()
-
-
-def pinned(relay: TinyRelay, token: str = TOKEN) -> JoinString:
-    """What an agent is given that knows the relay."""
-    return replace(relay.join, key=RELAY.public, token=token)
-
-
-def trusting(relay: TinyRelay) -> JoinString:
-    """What one is given that is to trust whom it meets."""
-    return replace(relay.join, token=TOKEN)
-
-
-async def welcomed(relay: TinyRelay, rig: LinkRig, welcome: Welcome | None = None) -> Session:
-    """The relay's end of a link that has proved itself, and has been answered its first Ping."""
-    session = await relay.accept()
-    await session.admit(RELAY.private, GATE.admit, welcome or Welcome())
-    await until(lambda: rig.link.connected)
-    await session.pong()
-    return session
+from tests.helpers.link_rig import OWN, PEER, SECURE, here, pinned, running, trusting, welcomed
+from tests.helpers.tiny_relay import TinyRelay, settle, until
 
 
 async def test_a_join_string_is_all_it_takes(mock_clock: MockClock) -> None:
@@ -349,3 +327,21 @@ async def test_a_second_handshake_frame_ends_the_connection(mock_clock: MockCloc
             assert await session.next_frame() is None
             await until(lambda: rig.link.status()["state"] == "waiting")
             assert rig.link.status()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("agents", "first_s", "second_s"), [(2, 1.0, 2.0), (165, 5.0, 10.0), (9999, 30.0, 30.0)]
+)
+async def test_the_first_wait_grows_with_the_number_of_agents(
+    mock_clock: MockClock, agents: int, first_s: float, second_s: float
+) -> None:
+    with TinyRelay() as relay:
+        async with running(relay, refuse=3, agents=agents) as rig:
+            for dials, wait_s in enumerate((first_s, second_s), start=1):
+                await settle()
+                mock_clock.jump(wait_s - 0.1)
+                await settle()
+                assert rig.link.dials == dials
+                mock_clock.jump(0.1)
+            await settle()
+            assert rig.link.dials == 3
