@@ -22,6 +22,7 @@ from relayd.errors import RemoteProtocolError
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import IOV_MAX
+from relayd.netio.tls_socket import TlsSocket
 from relayd.wire.frames import DATA, KEYED_BYTES
 from relayd.wire.runs import Run, scan
 
@@ -55,7 +56,7 @@ class RelayConnection:
     def __init__(
         self,
         poller: Poller,
-        sock: socket.socket,
+        sock: socket.socket | TlsSocket,
         *,
         own_key: bytes,
         hello: bytes,
@@ -75,6 +76,7 @@ class RelayConnection:
         earlier process has had the connection, and `hello` is empty.
         """
         self._poller, self._sock, self.own_key = poller, sock, own_key
+        self._tls = sock if isinstance(sock, TlsSocket) else None
         self.outbox = outbox
         self._buffer, self._view = buffer, memoryview(buffer)
         self._on_runs, self._on_message, self._on_control = on_runs, on_message, on_control
@@ -105,6 +107,8 @@ class RelayConnection:
         """It may outlive this process from now on; `facts` are what the next one has to know."""
         self._handover.store.forget(self._slot)
         self._slot = 0
+        if isinstance(self._sock, TlsSocket):  # its keys end with this process
+            return
         if self.outbox.in_mid_frame:  # it has hardly begun, and is as good as a new one
             return
         self._slot = self._handover.admit(self._sock, facts, bytes_out=self.bytes_out)
@@ -134,11 +138,13 @@ class RelayConnection:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._lose(f"write: {error.strerror}", runs)
+            self._lose(f"write: {error.strerror or error}", runs)
             return
         self.bytes_out = written = self.bytes_out + sent
         if sent < total:
             outbox.keep(runs, sent, self._poller.now)
+            self._poller.modify(self._sock.fileno(), WRITABLE)
+        elif self._tls is not None and self._tls.unsent:
             self._poller.modify(self._sock.fileno(), WRITABLE)
         if not outbox.in_mid_frame:
             self._sent[self._slot] = written
@@ -161,6 +167,8 @@ class RelayConnection:
             self._drain()
         if mask & ~select.EPOLLOUT and not self.ended.is_set():
             self._read()
+        while self._tls is not None and not self.ended.is_set() and self._tls.pending:
+            self._read()
 
     def _read(self) -> None:
         """Read once; hand on the whole frames, keep the rest of the last one."""
@@ -173,7 +181,7 @@ class RelayConnection:
         except BlockingIOError:
             return
         except OSError as error:
-            self.end(f"read: {error.strerror}")
+            self.end(f"read: {error.strerror or error}")
             return
         if not count:
             self.end("closed by the relay")
@@ -260,12 +268,14 @@ class RelayConnection:
         try:
             sent = self._sock.send(hello)
         except OSError as error:
-            self.end(f"write: {error.strerror}")
+            self.end(f"write: {error.strerror or error}")
             return
         self.bytes_out += sent
         if sent < len(hello):
             # A fresh socket takes some hundred bytes, always; if not, half a Register can't be mended.
             self.end(f"write: {sent} of the first {len(hello)} bytes")
+        elif self._tls is not None and (self._tls.unsent or self._tls.pending):
+            self._poller.modify(self._sock.fileno(), WRITABLE)  # an event, to go on with what TLS holds
 
     def _drain(self) -> None:
         """The socket takes bytes again: send what waits, as long as it isn't too old."""
@@ -277,14 +287,20 @@ class RelayConnection:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.end(f"write: {error.strerror}")
+                self.end(f"write: {error.strerror or error}")
                 return
             self.bytes_out += sent
             self.bytes_drained += sent
             outbox.sent(sent)
             if not outbox.in_mid_frame:
                 self._sent[self._slot] = self.bytes_out
-        if not outbox:
+        elif self._tls is not None:
+            try:
+                self._tls.flush()
+            except OSError as error:
+                self.end(f"write: {error.strerror or error}")
+                return
+        if not outbox and not (self._tls is not None and self._tls.unsent):
             self._poller.modify(self._sock.fileno(), select.EPOLLIN)
 
     def _queue(self, runs: Sequence[bytes | memoryview]) -> None:

@@ -20,6 +20,7 @@ from relayd.coordination.model import RelayAddress
 from relayd.endpoints import Endpoint
 from relayd.kernel import hints
 from relayd.netio.tcp import set_options
+from relayd.netio.tls_socket import TlsSocket
 
 STAGGER_S = 0.25
 """Head start of an address over the next one: the connection attempt delay of RFC 8305, section 5."""
@@ -116,7 +117,7 @@ def marked_socket(family: int) -> socket.socket:
     return sock
 
 
-def peer_of(sock: socket.socket) -> Endpoint:
+def peer_of(sock: socket.socket | TlsSocket) -> Endpoint:
     """The address that a connected socket ended up with. Raises OSError when it is gone already."""
     host, port = sock.getpeername()[:2]
     return Endpoint.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -22,6 +22,7 @@ from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
+from relayd.netio.tls_socket import TlsSocket
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES
 from relayd.wire.identity import BEFORE_PROOF
 from relayd.wire.runs import Run
@@ -33,7 +34,7 @@ class RelayLeg:
     def __init__(
         self,
         poller: Poller,
-        sock: socket.socket,
+        sock: socket.socket | TlsSocket,
         session: RelaySession,
         *,
         own_key: PublicKey,

@@ -44,6 +44,7 @@ from relayd.manager.manager import Manager
 from relayd.netio.delays import Delays
 from relayd.netio.outbox import MAX_AGE_S, MAX_BYTES, Outbox
 from relayd.netio.poller import Poller
+from relayd.netio.tls_socket import TlsSocket
 from relayd.observe import log
 from relayd.wire.agent_handshake import AgentHandshake
 from relayd.wire.boxes import NONCE_BYTES as BOX_NONCE_BYTES
@@ -330,9 +331,7 @@ class RelayLink:
         self._go(Phase.DIALING)
         self.dials += 1
         try:
-            sock = await self._dial(
-                RelayAddress(self._relay.host, self._relay.port), timeout_s=self._settings.dial_timeout_s
-            )
+            sock = await self._reach()
         except OSError as error:
             problem = str(error)
             if problem != self.reason:
@@ -355,6 +354,16 @@ class RelayLink:
         self.reason = reason
         self._settle(leg)
         return None
+
+    async def _reach(self) -> socket.socket | TlsSocket:
+        """A connection that is good for a Register. Raises OSError and HostError."""
+        relay, timeout_s = self._relay, self._settings.dial_timeout_s
+        sock = await self._dial(RelayAddress(relay.host, relay.port), timeout_s=timeout_s)
+        if not relay.tls:
+            return sock
+        from relayd.agent.relay_tls import secure  # 4 MiB and 60 ms, for those who use it
+
+        return await secure(sock, relay, timeout_s=timeout_s)
 
     async def _stay(self, leg: RelayLeg) -> RelayLeg | None:
         """Until `leg` ends; -> the connection that took its place, if there is one."""
@@ -400,7 +409,11 @@ class RelayLink:
             self.phase = phase
 
     def _new_leg(
-        self, sock: socket.socket, *, resumed: Resumed | None = None, proved: Welcomed | None = None
+        self,
+        sock: socket.socket | TlsSocket,
+        *,
+        resumed: Resumed | None = None,
+        proved: Welcomed | None = None,
     ) -> RelayLeg:
         now = trio.current_time()
         settings, relay = self._settings, self._relay

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from types import TracebackType
@@ -24,6 +25,7 @@ from relayd.wire.frames import DATA, HEADER, HEADER_BYTES, REGISTER, encode, enc
 from relayd.wire.identity import Admitted
 from relayd.wire.identity_frames import PING, PONG, SESSION_BYTES, Welcome
 from relayd.wire.relay_handshake import Admit, RelayHandshake, RelayIdentity
+from tests.helpers.tls import TlsEnd
 
 Frame = tuple[int, bytes]
 """Type and body."""
@@ -32,7 +34,7 @@ Frame = tuple[int, bytes]
 class Session:
     """One accepted connection."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    def __init__(self, sock: trio.socket.SocketType | TlsEnd) -> None:
         self.sock = sock
         self._held = b""
 
@@ -131,8 +133,9 @@ class Session:
 class TinyRelay:
     """A listener on loopback."""
 
-    def __init__(self, receive_buffer: int | None = None) -> None:
-        """`receive_buffer`: SO_RCVBUF of the connections, in bytes."""
+    def __init__(self, receive_buffer: int | None = None, tls: ssl.SSLContext | None = None) -> None:
+        """`receive_buffer`: SO_RCVBUF of the connections, in bytes. `tls`: they speak TLS."""
+        self._tls = tls
         self._listener = socket.socket()
         if receive_buffer is not None:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -154,7 +157,8 @@ class TinyRelay:
                 await trio.lowlevel.wait_readable(self._listener)
                 continue
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = Session(trio.socket.from_stdlib_socket(accepted))
+            sock = trio.socket.from_stdlib_socket(accepted)
+            session = Session(sock if self._tls is None else TlsEnd(sock, self._tls))
             self._sessions.append(session)
             return session
 
