@@ -16,6 +16,7 @@ LIFETIME_S = 120.0
 
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
     """Its flags."""
+    parser.usage = f"{parser.prog} [OPTIONS] [SERVER ...]"
     parser.add_argument(
         "servers",
         metavar="SERVER",
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
         "which it takes",
     )
     parser.add_argument(
+        "--map",
+        action="store_true",
+        help="have the gateway map WireGuard's port, for two hours, if it does that",
+    )
+    parser.add_argument(
         "--port", metavar="PORT", type=int, default=0, help="WireGuard's port (default: ask it)"
     )
     add_settings(parser, AGENT, SETTINGS)
@@ -52,4 +58,4 @@ def run(args: argparse.Namespace) -> int:
     if args.servers:
         flags = dict(flags) | {"stun": args.servers}
     config = load_agent(args.config, flags, relay_needed=False)
-    return show(config, as_json=args.json, lifetime_s=args.lifetime, port=args.port)
+    return show(config, as_json=args.json, lifetime_s=args.lifetime, port=args.port, map_port=args.map)

@@ -288,6 +288,16 @@ AGENT = Role(
             "STUN servers to ask beside the relay, which is one; may be repeated",
             default="the relay alone",
         ),
+        _paths(
+            "port_mapping",
+            kinds.SWITCH,
+            "where there is a NAT, have the gateway map WireGuard's port, by PCP, NAT-PMP or UPnP",
+        ),
+        _paths(
+            "aws_metadata",
+            kinds.choice("auto", "always", "never"),
+            "ask AWS for this host's public address; auto: where it looks like one of theirs",
+        ),
         _timing("keepalive_s", _DURATION, "between two signs of life to the relay"),
         _timing("echo_s", _DURATION, "between two asks whether the relay lives"),
         _timing("dial_timeout_s", _DURATION, "for one attempt to reach the relay"),

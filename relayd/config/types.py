@@ -187,6 +187,12 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     stun: tuple[str, ...] = ()
     """STUN servers beside the relay, which is one; HOST:PORT each."""
 
+    port_mapping: bool = True
+    """Have the gateway map WireGuard's port, by PCP, NAT-PMP or UPnP, where there is a NAT."""
+
+    aws_metadata: Literal["auto", "always", "never"] = "auto"
+    """Ask AWS's metadata service for this host's public address; auto: where it looks like one of AWS's."""
+
     proxy_port: int = marks.PROXY_PORT
     log: LogMode = "auto"
     queue_bytes: int = QUEUE_BYTES

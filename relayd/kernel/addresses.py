@@ -54,6 +54,19 @@ async def host_addresses() -> list[HostAddress]:
     return await rtnl.call("list this host's addresses", look)
 
 
+async def default_gateways() -> list[IPv4Address]:
+    """The IPv4 gateways of the main table's default routes, the preferred one first. Raises HostError."""
+
+    async def look() -> list[IPv4Address]:
+        async with AsyncIPRoute() as kernel:
+            routes = [message async for message in await kernel.route("dump", family=2, table=_MAIN_TABLE)]
+        ways = [route for route in routes if route["dst_len"] == 0 and route.get("RTA_GATEWAY")]
+        ways.sort(key=lambda route: route.get("RTA_PRIORITY") or 0)
+        return [IPv4Address(route.get("RTA_GATEWAY")) for route in ways]
+
+    return await rtnl.call("list the default routes", look)
+
+
 def _joined(links: Sequence[Any], found: Sequence[Any], routes: Sequence[Any]) -> list[HostAddress]:
     up = {link["index"]: link for link in links if link["flags"] & _IFF_UP}
     ways_out = {route.get("RTA_OIF") for route in routes if route["dst_len"] == 0}

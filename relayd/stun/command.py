@@ -19,14 +19,22 @@ from relayd.observe.output import printing
 from relayd.stun.view import as_answer, lines
 
 
-def show(config: AgentConfig, *, as_json: bool, lifetime_s: float = 0.0, port: int = 0) -> int:
+def show(
+    config: AgentConfig, *, as_json: bool, lifetime_s: float = 0.0, port: int = 0, map_port: bool = False
+) -> int:
     """Look, and print. 0 when a STUN server answered, or none was to be asked.
 
-    `port`: WireGuard's, for who may not ask the interface. Raises RelaydError when it can't be printed.
+    With `map_port` the gateway is asked for a mapping. `port`: WireGuard's, for who may not ask the
+    interface. Raises RelaydError when it can't be printed.
     """
     texts = [*(relay.address for relay in config.relays), *config.stun]
     servers = [StunServer.parse(text) for text in texts]
-    sources = Sources(servers=tuple(dict.fromkeys(servers)), lifetime_s=lifetime_s)
+    sources = Sources(
+        servers=tuple(dict.fromkeys(servers)),
+        lifetime_s=lifetime_s,
+        port_mapping=map_port,
+        aws=config.aws_metadata,
+    )
     result, interface = trio.run(_look, config.interface, port, sources)
     with printing():
         if as_json:

@@ -128,6 +128,7 @@ async def look(
     asked += await _ask_all(client, list(dict.fromkeys(more)), answers)
     observations = [Observation(one.server, one.mapped) for one in asked if one.mapped is not None]
     filtering, by = Filtering.UNKNOWN, "no server that answered has a second port"
+    classic = [server for server in answers if answers[server].said.changed is not None]
     for _name, server in servers:
         if server not in answers:
             continue
@@ -136,6 +137,8 @@ async def look(
             filtering, by = await find_filtering(server, others=second)
             if filtering is not Filtering.UNKNOWN:
                 break
+    if filtering is Filtering.UNKNOWN and classic and version == 4:
+        filtering, by = await _by_classic(classic[0])
     lifetime = None
     if lifetime_s and answers:
         lifetime = await find_lifetime(next(iter(answers)), lifetime_s)
@@ -215,6 +218,15 @@ async def find_filtering(server: Endpoint, *, others: Sequence[Endpoint]) -> tup
             return (Filtering.ADDRESS if addresses else Filtering.NOT_BY_PORT), str(server)
     except (NoAnswerError, OSError) as error:
         return Filtering.UNKNOWN, f"{server}: {error}"
+
+
+async def _by_classic(server: Endpoint) -> tuple[Filtering, str]:
+    from relayd.agent.discovery import classic  # few servers are, and pystun3 is loaded for them alone
+
+    try:
+        return await classic.classify(server), f"{server}, a classic server"
+    except classic.ClassicError as error:
+        return Filtering.UNKNOWN, f"{server}, a classic server: {error}"
 
 
 async def _from_elsewhere(client: StunClient, server: Endpoint, *, change_ip: bool) -> Answer | None:

@@ -303,6 +303,14 @@ class Internet:
             self._nft(node, self._rules(place, len(place.routers) - 1, remake=True))
         return place.address
 
+    def second_address(self, name: str) -> IPv4Address:
+        """One more address for a public host, as a STUN server with two of them needs."""
+        place = self.places[name]
+        address = IPv4Address(f"203.0.113.{next(self._fresh)}")
+        self._core.ip(f"route add {address}/32 dev to{place.number}")
+        place.hosts[0].ip(f"addr add {address}/32 dev eth0")
+        return address
+
     def forget_mappings(self, name: str) -> None:
         """The site's NATs lose all mappings, as when they are restarted."""
         for layer, router in enumerate(self.places[name].routers):
