@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import os
 import socket
 import time
 from collections.abc import Collection, Iterator
 from functools import partial
 
+import msgspec
 import trio
 
 import relayd
@@ -291,7 +293,23 @@ def show_join(config: RelayConfig) -> None:
     ports = [Endpoint.parse(text).port for text in config.listen]
     if not ports[0]:
         raise ConfigError("port 0 means any free one: the join string can't be known", source="--listen")
+    config = _seen_by_its_owner(config)
     print(join_string(config, load_credentials(config, make=False), ports[0]).format())
+
+
+def _seen_by_its_owner(config: RelayConfig) -> RelayConfig:
+    """For root, who asks for the secrets of a relay that runs as another user, as under systemd: look from
+    inside its state directory, as that user, who alone may have chosen what is in there."""
+    try:
+        owner = os.stat(config.state_dir)
+        if os.geteuid() or not owner.st_uid:
+            return config
+        os.chdir(config.state_dir)  # root's to do: what is above it may be closed to that user
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    except OSError:  # as load_credentials is about to say
+        return config
+    return msgspec.structs.replace(config, state_dir=".")
 
 
 def _say_who_may_enter(config: RelayConfig, credentials: Credentials) -> None:

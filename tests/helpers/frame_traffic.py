@@ -18,7 +18,8 @@ from typing import Self
 from relayd.keys import PrivateKey
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES, MAX_LENGTH, encode_data
 from relayd.wire.identity import Welcomed
-from tests.helpers.identities import agent_side
+from relayd.wire.identity_frames import PING, decode_ping_untrusted, encode_pong
+from tests.helpers.identities import agent_side, private
 
 NUMBER = struct.Struct(">Q")
 SOON_S = 30.0
@@ -115,7 +116,6 @@ class Traffic:
         every_s: float,
         payload_bytes: int = 200,
         torn: bool = False,
-        first_key: int = 1,
     ) -> None:
         """`torn`: each frame is written in two parts, `every_s` apart: half of the time a connection is in
         the middle of one."""
@@ -123,9 +123,7 @@ class Traffic:
         self._every_s, self._filler = every_s, bytes(payload_bytes - NUMBER.size)
         self._torn = torn
         self.seen = Seen()
-        self._agents = [
-            Agent(index, PrivateKey((first_key + index).to_bytes(32, "big"))) for index in range(count)
-        ]
+        self._agents = [Agent(index, private(f"agent {index}")) for index in range(count)]
         for agent in self._agents:
             agent.partner = self._agents[agent.index ^ 1]
         self._epoll = select.epoll()
@@ -166,10 +164,14 @@ class Traffic:
         self.seen.lost += sum(agent.partner.next_number - agent.expected for agent in self._agents)
         return self.seen
 
-    def ended(self, within_s: float = SOON_S) -> int:
-        """Stop altogether, and look how many connections the relay has ended by then."""
+    def rest(self) -> None:
+        """Neither send nor read nor dial any more; the connections stay."""
         self._ending.set()
         self._thread.join(SOON_S)
+        self.check()
+
+    def ended(self, within_s: float = SOON_S) -> int:
+        """After `rest`: how many connections the relay has ended by then."""
         deadline = time.monotonic() + within_s
         left = [agent.sock for agent in self._agents if agent.sock is not None]
         ended = 0
@@ -267,6 +269,8 @@ class Traffic:
         del held[:at]
 
     def _frame(self, agent: Agent, frame: bytes) -> None:
+        if frame[LENGTH_BYTES] == PING:
+            agent.unsent += encode_pong(decode_ping_untrusted(frame[HEADER_BYTES:]))
         if frame[LENGTH_BYTES] != DATA:
             return
         key, payload = frame[HEADER_BYTES:KEYED_BYTES], frame[KEYED_BYTES:]

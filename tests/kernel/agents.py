@@ -19,9 +19,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.helpers.fake_manager import Store, place
 
 START_S = 30.0
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -85,11 +88,14 @@ class Agents:
         self._server.wait(timeout=START_S)
         self._server.stdout.close()
 
-    def start(self, netns: str, *arguments: str) -> Running:
-        """Run `relayd ARGUMENTS` in the network namespace (as `ip netns` names it)."""
+    def start(self, netns: str, *arguments: str, service: str = "") -> Running:
+        """Run `relayd ARGUMENTS` in the network namespace (as `ip netns` names it).
+
+        With `service` it has a service manager, who keeps its descriptors from one start of that name to the
+        next (tests.helpers.fake_manager)."""
         log = self._directory / f"log-{len(self._running)}"
         log.touch()
-        pid = self.ask({"netns": netns, "arguments": arguments, "log": str(log)})
+        pid = self.ask({"netns": netns, "arguments": arguments, "log": str(log), "service": service})
         self._running.append(Running(self, pid, log))
         return self._running[-1]
 
@@ -118,22 +124,40 @@ def serve() -> None:
     import relayd.process
     import relayd.relay.server  # noqa: F401
 
+    stores: dict[str, Store] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            print(os.waitstatus_to_exitcode(status))
+            print(_wait(request["wait"], stores.values()))
             continue
+        store = None
+        if service := request["service"]:
+            store = stores.setdefault(service, Store(f"@relayd-{os.getpid()}-{service}"))
+            store.take()
         pid = os.fork()
         if pid == 0:
-            _become(request["netns"], request["arguments"], request["log"])
+            _become(request["netns"], request["arguments"], request["log"], store)
         print(pid)
 
 
-def _become(netns: str, arguments: list[str], log: str) -> None:
+def _wait(pid: int, stores: Iterable[Store]) -> int:
+    """Until a child has ended; stores are emptied meanwhile. -> exit status, or minus the signal"""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        for store in stores:
+            store.take()
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+
+
+def _become(netns: str, arguments: list[str], log: str, store: Store | None) -> None:
     """In the child: run the command, and end."""
     status = 70
     try:
+        if store is not None:
+            os.environ.update(store.environ([name for name, _ in store.kept]), LISTEN_PID=str(os.getpid()))
+            place([fd for _, fd in store.kept])
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
         null = os.open(os.devnull, os.O_RDONLY)
         for number, descriptor in enumerate((null, output, output)):

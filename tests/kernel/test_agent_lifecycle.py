@@ -75,8 +75,9 @@ class Node:
     def places(self) -> tuple[str, ...]:
         return ("--state", str(self.state), "--control", str(self.control))
 
-    def agent(self, *more: str) -> Running:
-        return self.agents.start("a", "agent", "--config", str(self.config), *self.places(), *more)
+    def agent(self, *more: str, service: str = "") -> Running:
+        arguments = ("agent", "--config", str(self.config), *self.places(), *more)
+        return self.agents.start("a", *arguments, service=service)
 
     def relay(self) -> Running:
         return self.agents.start(
@@ -264,16 +265,21 @@ def test_a_relay_inside_the_tunnels_network_is_refused_and_the_host_is_as_before
     assert sh("ip -n a rule; ip -n a route show table all; ip -n a -o link") == before
 
 
-def test_a_relayed_peer_is_back_in_two_seconds_after_a_kill(node: Node, tmp_path: Path) -> None:
+def relayed_only(node: Node, directory: Path) -> None:
+    """A relay, an agent beside b's interface, and no way between the two nodes but through them."""
     relay = node.relay()
     relay.wait_for("relay.started")
     sh("ip netns exec b iptables-nft -A INPUT -i wire-a -p udp --dport 51820 -j DROP")
     node.config.write_text(CONFIG.replace('endpoint = "192.0.2.2:51820"', ""))
     far = node.agents.start(
         "b", "agent", "--relay", "192.0.2.2:3478", "--interface", "wgb",
-        "--state", str(tmp_path / "b"), "--control", str(tmp_path / "b.sock"),
+        "--state", str(directory / "b"), "--control", str(directory / "b.sock"),
     )  # fmt: skip
     far.wait_for("link.connected")
+
+
+def test_a_relayed_peer_is_back_in_two_seconds_after_a_kill(node: Node, tmp_path: Path) -> None:
+    relayed_only(node, tmp_path)
     agent = node.ready()
     agent.wait_for("link.connected")
     soon(reached, 20)
@@ -292,3 +298,24 @@ def test_a_relayed_peer_is_back_in_two_seconds_after_a_kill(node: Node, tmp_path
     pings.stop()
     agent.wait_for("agent.started")
     assert node.shown() == right
+
+
+def test_g11_a_relayed_peer_loses_at_most_one_packet_over_a_restart(node: Node, tmp_path: Path) -> None:
+    """With a service manager, which keeps the relay's connection and the socket on lo meanwhile."""
+    relayed_only(node, tmp_path)
+    agent = node.agent(service="agent")
+    agent.wait_for("link.connected")
+    soon(reached, 20)
+    right = node.shown()
+    pings = Ping(tmp_path, interval_s=0.02)
+    for _ in range(3):
+        time.sleep(0.5)
+        agent.kill(signal.SIGTERM)
+        agent = node.agent(service="agent")
+        agent.wait_for("agent.started")
+        assert "link.resumed" in agent.output()
+        assert node.shown() == right
+    time.sleep(1)
+    lost = pings.stop()
+    print(f"3 restarts: {len(lost)} lost")
+    assert len(lost) <= 1, lost

@@ -1,0 +1,95 @@
+"""A machine with relayd's units, as `relayd install-service` leaves it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from relayd.observe.control import NobodyAnswersError, ask
+
+PROGRAM = Path(sys.executable).with_name("relayd")
+CONTROL = "/run/relayd/relay/relay.sock"
+STATE = Path("/var/lib/relayd")
+
+START_S = 90.0
+"""For a start under emulation, on a machine that has other things to do."""
+
+HERE = """\
+[Service]
+# The interpreter and relayd are below /root here, and nothing may be written there.
+ProtectHome=no
+Environment=PYTHONDONTWRITEBYTECODE=1
+TimeoutStartSec=90
+TimeoutStopSec=60
+"""
+
+
+def sh(*argv: str, status: int | None = 0, timeout_s: float = 2 * START_S) -> str:
+    """What a command prints. `status`: how it must end; None: in any way."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert status is None or done.returncode == status, (
+        f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
+    )
+    return done.stdout
+
+
+def soon(true: Callable[[], bool], what: str, within_s: float = START_S) -> float:
+    """Wait until it is true. -> seconds that it took"""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < within_s, f"not within {within_s:g} s: {what}"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+class Host:
+    """What tests do to it."""
+
+    def install(self) -> None:
+        """The units, with a drop-in for what is different here."""
+        # A dynamic user must reach the interpreter.
+        Path("/root").chmod(0o755)
+        self.said = sh(str(PROGRAM), "install-service")
+        for unit in ("relayd.service", "relayd-agent@.service"):
+            drop_in = Path(f"/etc/systemd/system/{unit}.d/here.conf")
+            drop_in.parent.mkdir(parents=True)
+            drop_in.write_text(HERE)
+        sh("systemctl", "daemon-reload")
+
+    def uninstall(self) -> None:
+        """All of it goes."""
+        sh(str(PROGRAM), "install-service", "--uninstall")
+
+    def systemctl(self, *arguments: str) -> str:
+        """Must succeed."""
+        done = subprocess.run(
+            ["systemctl", *arguments], capture_output=True, text=True, timeout=2 * START_S, check=False
+        )
+        assert done.returncode == 0, f"systemctl {arguments}: {done.stderr}\n{self.journal(arguments[-1])}"
+        return done.stdout
+
+    def show(self, unit: str, name: str) -> str:
+        """One property of a unit."""
+        return sh("systemctl", "show", unit, "--property", name, "--value").strip()
+
+    def journal(self, unit: str) -> str:
+        """What a unit said, and what was said of it."""
+        return sh("journalctl", "--no-pager", "-o", "cat", "-u", unit, status=None)
+
+    def events(self, *matches: str) -> list[dict[str, str]]:
+        """Entries of the journal that match, by their fields."""
+        lines = sh("journalctl", "--no-pager", "-o", "json", *matches, status=None).splitlines()
+        return [json.loads(line) for line in lines]
+
+    def relay(self) -> dict[str, object] | None:
+        """What the relay says of itself; None: it doesn't."""
+        try:
+            return trio.run(ask, CONTROL, "status")
+        except NobodyAnswersError:
+            return None

@@ -1,0 +1,127 @@
+"""relayd.service under systemd: started, restarted, killed and hung while its agents talk through it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relayd.marks import RELAY_PORT
+from relayd.secret_file import RELAY_TOKEN
+from tests.helpers.frame_traffic import Traffic
+from tests.systemd.host import START_S, STATE, Host, soon
+
+RESTARTS = int(os.environ.get("RELAYD_RESTARTS", "4"))
+"""Twenty are promised, and were run; one takes five seconds under emulation, and what the fifth does no other
+does."""
+
+AGENTS = 200
+ADDRESS = ("127.0.0.1", RELAY_PORT)
+
+
+@pytest.fixture(scope="module")
+def running(host: Host) -> Iterator[Host]:
+    host.systemctl("enable", "--now", "relayd.socket", "relayd.service")
+    yield host
+    host.systemctl("disable", "--now", "relayd.socket", "relayd.service")
+
+
+def traffic() -> Traffic:
+    """A hundred frames a second in all: what the emulated machine carries beside a start of Python."""
+    return Traffic(ADDRESS, (STATE / RELAY_TOKEN).read_text().strip(), count=AGENTS, every_s=2.0)
+
+
+def main_pid(host: Host) -> int:
+    return int(host.show("relayd.service", "MainPID"))
+
+
+def kept(host: Host) -> int:
+    """Descriptors in the relay's store."""
+    return int(host.show("relayd.service", "NFileDescriptorStore"))
+
+
+def wait_kept(host: Host, connections: int = AGENTS) -> None:
+    """Until the manager has so many, and the ledger."""
+    soon(lambda: kept(host) == connections + 1, f"{connections} connections are kept")
+
+
+def test_it_runs_as_a_user_of_its_own_without_any_right(running: Host) -> None:
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{main_pid(running)}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    assert status["Uid"].split()[0] != "0"
+    for kind in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
+        assert int(status[kind], 16) == 0, kind
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert "relayd://" not in running.journal("relayd.service")
+
+
+def test_g10_restarts_under_traffic_lose_no_connection_and_no_frame(running: Host) -> None:
+    took: list[float] = []
+    with traffic() as flow:
+        wait_kept(running)
+        for _ in range(RESTARTS):
+            before = main_pid(running)
+            began = time.monotonic()
+            running.systemctl("restart", "relayd.service")
+            took.append(time.monotonic() - began)
+            assert main_pid(running) != before
+            flow.check()
+            time.sleep(1)
+        seen = flow.stop(START_S)
+    print(f"{RESTARTS} restarts, each {min(took):.1f} to {max(took):.1f} s; {seen}")
+    assert (seen.lost, seen.garbled, seen.closed) == (0, 0, 0), running.journal("relayd.service")
+    assert seen.received == seen.sent
+    entry = running.events("RELAYD_EVENT=relay.resumed")[-1]
+    assert entry["RELAYD_CONNECTIONS"] == str(AGENTS)
+    assert entry["RELAYD_AFTER"] == "stop"
+    assert entry["PRIORITY"] == "6"
+
+
+def test_g10_a_kill_under_traffic_loses_only_connections_in_mid_frame(running: Host) -> None:
+    with traffic() as flow:
+        wait_kept(running)
+        before = main_pid(running)
+        os.kill(before, signal.SIGKILL)
+        soon(lambda: main_pid(running) not in (0, before), "the manager starts it anew")
+        soon(lambda: running.show("relayd.service", "ActiveState") == "active", "it is ready")
+        time.sleep(2)
+        seen = flow.stop(START_S)
+    print(seen)
+    assert seen.garbled == 0
+    # Each frame is one write: a connection is in mid-frame only where the kill cut the relay's own short.
+    assert seen.closed <= 2, running.journal("relayd.service")
+    entry = running.events("RELAYD_EVENT=relay.resumed")[-1]
+    assert int(entry["RELAYD_CONNECTIONS"]) >= AGENTS - 2
+    assert entry["RELAYD_AFTER"] == "kill"
+
+
+def test_a_relay_that_hangs_is_killed_and_started_anew_and_its_connections_live_on(running: Host) -> None:
+    with traffic() as flow:
+        wait_kept(running)
+        before = main_pid(running)
+        restarts = int(running.show("relayd.service", "NRestarts"))
+        os.kill(before, signal.SIGSTOP)
+        soon(lambda: main_pid(running) not in (0, before), "the watchdog finds out", 2 * START_S)
+        soon(lambda: running.show("relayd.service", "ActiveState") == "active", "it is ready")
+        seen = flow.stop(START_S)
+    assert (seen.garbled, seen.closed) == (0, 0)
+    assert int(running.show("relayd.service", "NRestarts")) > restarts
+
+
+def test_stopping_it_ends_the_connections(running: Host) -> None:
+    with traffic() as flow:
+        wait_kept(running)
+        flow.rest()
+        running.systemctl("stop", "relayd.socket", "relayd.service")
+        assert flow.ended() == AGENTS
+    running.systemctl("start", "relayd.socket", "relayd.service")
+    soon(lambda: running.relay() is not None, "it answers")
+    assert kept(running) == 1
