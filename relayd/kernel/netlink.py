@@ -1,24 +1,23 @@
 """The kernel's own WireGuard, by generic netlink (include/uapi/linux/wireguard.h).
 
-A long interface arrives, and is written, in several messages: the kernel continues a peer's allowed IPs
-under its bare key, and a netlink attribute holds less than 64 KiB.
+It is read by `genl` and `wireguard_dump`, every second, and written by pyroute2, now and then. A long
+interface is written in several messages: a netlink attribute holds less than 64 KiB.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import socket
 import sys
-from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from ipaddress import IPv6Address, ip_address, ip_network
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from ipaddress import IPv6Address
 from typing import Any, TypeVar
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST
+import trio
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic.wireguard import (
-    WG_CMD_GET_DEVICE,
     WG_CMD_SET_DEVICE,
     WG_GENL_VERSION,
     WGPEER_F_REMOVE_ME,
@@ -29,10 +28,11 @@ from pyroute2.netlink.generic.wireguard import (
 )
 
 from relayd.endpoints import Endpoint
-from relayd.kernel import discover, hints, links, rtnl
-from relayd.kernel.device import NO_KEY, Changes, Interface, Network, Peer
+from relayd.kernel import discover, genl, hints, links, rtnl
+from relayd.kernel.device import Changes, Interface, Network
+from relayd.kernel.genl import InterruptedDumpError, KernelError
 from relayd.kernel.planned import PlannedWireGuard
-from relayd.keys import PrivateKey, PublicKey
+from relayd.kernel.wireguard_dump import FAMILY, GET_DEVICE, VERSION, Reader, request
 
 ALLOWED_IPS_A_MESSAGE = 500
 """At most 28 + 8 bytes each: a third of what a netlink attribute can hold (65,535 bytes)."""
@@ -43,12 +43,18 @@ PEERS_A_MESSAGE = 100
 READ_ATTEMPTS = 10
 """A dump during which the interface changed is inconsistent (NLM_F_DUMP_INTR) and is read again."""
 
+PEERS_AT_ONCE = 50
+"""Decoded before other tasks have their turn: half a millisecond."""
+
+_NOT_THERE = (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT)
+"""The kernel has no such interface, it isn't WireGuard, there is no WireGuard in this kernel."""
+
 _Result = TypeVar("_Result")
 _Attribute = tuple[str, Any]
 
 
 class _NotThereError(Exception):
-    """The kernel has no such interface (ENODEV), not of this kind (EOPNOTSUPP), or no WireGuard (ENOENT)."""
+    """One of _NOT_THERE."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -60,8 +66,17 @@ class NetlinkWireGuard(PlannedWireGuard):
 
     async def dump(self) -> Interface:
         """See relayd.kernel.device.WireGuard."""
-        messages = await self._call(f"read {self.name}", lambda wireguard: _dump(wireguard, self.name))
-        return interface_of(self.name, messages)
+        attempt = f"read {self.name}"
+        with trio.move_on_after(rtnl.DEADLINE_S):
+            try:
+                return await _read(self.name)
+            except KernelError as error:
+                if error.code in _NOT_THERE:
+                    raise await self._gone(attempt, error.code) from error
+                raise rtnl.failure(attempt, error.code) from error
+            except OSError as error:  # the socket itself: no netlink in a sandbox, no descriptors left
+                raise rtnl.failure(attempt, error.errno or errno.EIO) from error
+        raise hints.no_answer(attempt, "the kernel", rtnl.DEADLINE_S)
 
     async def _write(self, attempt: str, changes: Changes) -> None:
         async def write(wireguard: Any) -> None:
@@ -88,7 +103,7 @@ class NetlinkWireGuard(PlannedWireGuard):
                     await wireguard.setup_endpoint()
                     return await function(wireguard)
                 except NetlinkError as error:
-                    if error.code in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENOENT):
+                    if error.code in _NOT_THERE:
                         raise _NotThereError(error.code) from error
                     raise
 
@@ -107,18 +122,19 @@ class NetlinkWireGuard(PlannedWireGuard):
         return rtnl.failure(attempt, code)
 
 
-async def _dump(wireguard: Any, name: str) -> list[Any]:
+async def _read(name: str) -> Interface:
+    """Raises KernelError, HostError and OSError."""
     for _ in range(READ_ATTEMPTS):
-        request = wgmsg()
-        request["cmd"] = WG_CMD_GET_DEVICE
-        request["version"] = WG_GENL_VERSION
-        request["attrs"] = [("WGDEVICE_A_IFNAME", name)]
-        answers = await wireguard.nlm_request(
-            request, msg_type=wireguard.prid, msg_flags=NLM_F_REQUEST | NLM_F_DUMP
-        )
-        messages = [message async for message in answers]
-        if not any(message["header"]["flags"] & NLM_F_DUMP_INTR for message in messages):
-            return messages
+        reader = Reader(name)
+        try:
+            async with aclosing(genl.dump(FAMILY, GET_DEVICE, VERSION, request(name))) as messages:
+                async for message in messages:
+                    for number, _ in enumerate(reader.feed(message), 1):
+                        if number % PEERS_AT_ONCE == 0:
+                            await trio.lowlevel.checkpoint()
+        except InterruptedDumpError:
+            continue
+        return reader.interface()
     raise hints.always_changing(name)
 
 
@@ -132,63 +148,6 @@ async def _request(wireguard: Any, name: str, attributes: Sequence[_Attribute]) 
     )
     async for _ in answers:
         pass
-
-
-# Messages to values ----------------------------------------------------------------------------------------
-
-
-def interface_of(name: str, messages: Iterable[Any]) -> Interface:
-    """The interface that the messages of one dump describe."""
-    public_key, listen_port, fwmark = NO_KEY, 0, 0
-    private_key: PrivateKey | None = None
-    peers: dict[PublicKey, Peer] = {}
-    for message in messages:
-        # Only the first message has these.
-        public_key = _key(message.get_attr("WGDEVICE_A_PUBLIC_KEY")) or public_key
-        private = b64decode(message.get_attr("WGDEVICE_A_PRIVATE_KEY") or b"")
-        private_key = PrivateKey(private) if any(private) else private_key
-        listen_port = message.get_attr("WGDEVICE_A_LISTEN_PORT") or listen_port
-        fwmark = message.get_attr("WGDEVICE_A_FWMARK") or fwmark
-        for attributes in message.get_attr("WGDEVICE_A_PEERS") or ():
-            key = _key(attributes.get_attr("WGPEER_A_PUBLIC_KEY"))
-            if key is None:
-                continue
-            allowed_ips = tuple(
-                ip_network(allowed["addr"]) for allowed in attributes.get_attr("WGPEER_A_ALLOWEDIPS") or ()
-            )
-            if (begun := peers.get(key)) is not None:
-                peers[key] = dataclasses.replace(begun, allowed_ips=begun.allowed_ips + allowed_ips)
-            else:
-                peers[key] = _peer(key, allowed_ips, attributes)
-    return Interface(name, public_key, listen_port, fwmark, peers, private_key)
-
-
-def _peer(key: PublicKey, allowed_ips: tuple[Network, ...], attributes: Any) -> Peer:
-    handshake = attributes.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME") or {"tv_sec": 0, "tv_nsec": 0}
-    handshake_at = handshake["tv_sec"] + handshake["tv_nsec"] / 1e9
-    return Peer(
-        key=key,
-        endpoint=_endpoint(attributes.get_attr("WGPEER_A_ENDPOINT")),
-        allowed_ips=allowed_ips,
-        handshake_at=handshake_at or None,
-        rx_bytes=attributes.get_attr("WGPEER_A_RX_BYTES") or 0,
-        tx_bytes=attributes.get_attr("WGPEER_A_TX_BYTES") or 0,
-        keepalive_s=attributes.get_attr("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL") or 0,
-    )
-
-
-def _key(base64_key: bytes | None) -> PublicKey | None:
-    return PublicKey(b64decode(base64_key)) if base64_key else None
-
-
-def _endpoint(fields: Any) -> Endpoint | None:
-    """None until the peer has one: pyroute2 then gives None, or an empty mapping."""
-    if not fields or not fields.get("addr"):
-        return None
-    address = ip_address(fields["addr"])
-    if address.is_link_local and (scope := _swapped(fields.get("scope_id", 0))):
-        address = ip_address(f"{address}%{scope}")
-    return Endpoint(address, fields["port"])
 
 
 # Values to messages ----------------------------------------------------------------------------------------

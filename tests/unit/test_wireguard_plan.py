@@ -7,9 +7,11 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from relayd.endpoints import Endpoint
 from relayd.kernel.device import Changes, Interface, Peer, PeerChange, PeerSettings, plan
-from relayd.kernel.netlink import ALLOWED_IPS_A_MESSAGE, PEERS_A_MESSAGE, interface_of, messages_of
+from relayd.kernel.netlink import ALLOWED_IPS_A_MESSAGE, PEERS_A_MESSAGE, messages_of
+from relayd.kernel.wireguard_dump import Reader
 from tests.helpers.wireguard_contract import networks, new_key
 
+NLMSG_HEADER_BYTES = 16
 NOW = 1_700_000_000.0
 OWN, A, B = new_key(), new_key().public(), new_key().public()
 HERE, THERE = Endpoint.parse("192.0.2.1:1"), Endpoint.parse("192.0.2.2:2")
@@ -78,19 +80,20 @@ def test_netlink_messages_stay_small_and_say_it_all() -> None:
             *(PeerChange(key=key, new=True, allowed_ips=networks("fd00::/64")) for key in many),
         )
     )
-    decoded = []
+    reader = Reader("wg0")
     for attributes in messages_of(changes):
         message = wgmsg()
         message["attrs"] = [("WGDEVICE_A_IFNAME", "wg0"), *attributes]
         message.encode()
         assert len(message.data) < 0xFFFF
-        decoded.append(wgmsg(bytes(message.data)))
-        decoded[-1].decode()
-        peers = decoded[-1].get_attr("WGDEVICE_A_PEERS")
+        decoded = wgmsg(bytes(message.data))
+        decoded.decode()
+        peers = decoded.get_attr("WGDEVICE_A_PEERS")
         assert len(peers) <= PEERS_A_MESSAGE
         assert sum(len(peer.get_attr("WGPEER_A_ALLOWEDIPS") or ()) for peer in peers) <= ALLOWED_IPS_A_MESSAGE
-    # The kernel splits a dump as a request is split: the parts of one peer are put together again.
-    got = interface_of("wg0", decoded)
+        # The kernel splits a dump as a request is split: the parts of one peer are put together again.
+        assert sum(1 for _ in reader.feed(bytes(message.data)[NLMSG_HEADER_BYTES:])) == len(peers)
+    got = reader.interface()
     assert set(got.peers) == {A, *many}
     assert got.peers[A].allowed_ips == long
     assert (got.peers[A].endpoint, got.peers[A].keepalive_s) == (HERE, 25)
