@@ -196,6 +196,7 @@ class Agent:
             proxy_port=self.proxy.port,
             fresh_handshake_s=config.fresh_handshake_s,
             every_s=config.reconcile_s,
+            on_read=keeper.interface_read,
         )
         stack.callback(self.reconciler.close)
 

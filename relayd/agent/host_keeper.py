@@ -16,19 +16,20 @@ import trio
 from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.kernel import events
+from relayd.kernel.device import Interface
 from relayd.kernel.firewall import legacy_size
 from relayd.kernel.host_rules import Applied, HostRules, Inventory, LoopError
 from relayd.kernel.routing import Address
 from relayd.observe import log
 
 EVERY_S = 30.0
-"""For what the kernel tells nobody."""
+"""For what nobody tells of, whatever it may be."""
 
 SETTLE_S = 0.2
 """After news, for those that come with them: `ip route flush` is one piece of news a route."""
 
-LEGACY_EVERY_S = 1.0
-"""Legacy iptables tells nobody of changes; its size is cheap to ask for."""
+POLL_S = 1.0
+"""Legacy iptables and the kernel's switches tell nobody of changes; both are cheap to ask for."""
 
 RESOLVE_S = 5.0
 """For the relay's name. What isn't known then isn't proved now: the next look tries again."""
@@ -73,6 +74,8 @@ class HostKeeper:
         self._rules, self._relays, self._keep_interface = rules, relays, keep_interface
         self._resolve, self._watch, self._every_s = resolve, watch, every_s
         self._addresses: list[Address] = []
+        self._settings: object = None
+        """Of the interface, at its last read."""
         self._news = trio.Event()
         self._log = log.get(interface=inventory.interface)
 
@@ -91,7 +94,7 @@ class HostKeeper:
         """Look again and again, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, self.inventory.interface, self._wake)
-            nursery.start_soon(self._watch_legacy)
+            nursery.start_soon(self._poll)
             task_status.started()
             while True:
                 with trio.move_on_after(self._every_s) as periodic:
@@ -137,16 +140,33 @@ class HostKeeper:
         found = await self._resolve(self._relays)
         self._addresses = list(found) or self._addresses  # a name server that is away changes no address
 
-    async def _watch_legacy(self) -> None:
-        if not self.inventory.firewall:
+    def interface_read(self, interface: Interface) -> None:
+        """The interface as it is now: the reconciler reads it all the time. If it isn't as it was at the
+        last read, somebody (perhaps the agent itself) has changed it, and a look follows."""
+        if self._keep_interface is None:
             return
-        seen = legacy_size()
+        settings = _settings_of(interface)
+        if self._settings is not None and settings != self._settings:
+            self._wake()
+        self._settings = settings
+
+    async def _poll(self) -> None:
+        seen = self._polled()
         while True:
-            await trio.sleep(LEGACY_EVERY_S)
-            size = legacy_size()
-            if size != seen:
+            await trio.sleep(POLL_S)
+            now = self._polled()
+            if now != seen:
                 self._wake()
-            seen = size
+            seen = now
+
+    def _polled(self) -> object:
+        """What is to be compared with itself a moment later."""
+        firewall = legacy_size() if self.inventory.firewall else ()
+        try:
+            wrong = self._rules.sysctls.wrong(self.inventory.sysctls)
+        except HostError:  # the look tells of it
+            wrong = []
+        return firewall, wrong
 
     def _tell(self, problems: list[str]) -> None:
         for problem in problems:
@@ -155,3 +175,13 @@ class HostKeeper:
         if self.problems and not problems:
             self._log.info("host.right")
         self.problems = problems
+
+
+def _settings_of(interface: Interface) -> object:
+    """What nobody but its owner changes: not endpoints, handshakes and counters."""
+    return (
+        interface.public_key,
+        interface.listen_port,
+        interface.fwmark,
+        {key: (peer.allowed_ips, peer.keepalive_s) for key, peer in interface.peers.items()},
+    )

@@ -64,17 +64,18 @@ class Reconciler:
         fresh_handshake_s: float,
         every_s: float,
         wall_clock: Callable[[], float] = time.time,
+        on_read: Callable[[Interface], None] = lambda interface: None,
     ) -> None:
         """`interface` is what `wireguard` read last. `reopen` finds the interface again, under the same name,
         after it went away: it may be the kernel's then and not a process's. `wireguard` is closed by `close`.
         `direct` remembers the endpoints that the relay takes the place of; `configured` are those that the
-        configuration gives.
+        configuration gives. `on_read` is told of the interface at each read.
         """
         self._wireguard, self._reopen = wireguard, reopen
         self._proxy, self._link, self._address_of = proxy, link, address_of
         self._proxy_port, self._fresh_handshake_s, self._every_s = proxy_port, fresh_handshake_s, every_s
         self._direct, self._configured = direct, configured
-        self._wall_clock = wall_clock
+        self._wall_clock, self._on_read = wall_clock, on_read
         self._loopbacks: dict[PublicKey, IPv4Address] = {}
         self._log = log.get(interface=interface.name)
         self._refused = log.Throttle(
@@ -109,6 +110,7 @@ class Reconciler:
         if self.problem:
             self.problem = ""
             self._log.info("interface.found")
+        self._on_read(interface)
         self._follow(interface)
         await self._apply(interface)
 

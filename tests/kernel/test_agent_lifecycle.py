@@ -199,6 +199,11 @@ def test_what_somebody_removes_is_back_in_two_seconds(node: Node) -> None:
         "ip -n a address del 10.8.0.1/24 dev wire_kube",
         "ip netns exec a sysctl -qw net.ipv4.conf.wire_kube.rp_filter=1",
         "ip -n a link set wire_kube down",
+        "ip netns exec a sysctl -qw net.ipv4.conf.lo.accept_local=0",
+        "ip netns exec a wg set wire_kube fwmark 0 listen-port 51999",
+        f"ip netns exec a wg set wire_kube peer {KEY_B.public()} allowed-ips 10.8.0.77/32",
+        f"ip netns exec a wg set wire_kube peer {KEY_B.public()} remove",
+        "wg genkey | ip netns exec a wg set wire_kube private-key /dev/stdin",
     ):
         said = agent.output().count("host.restored")
         sh(command)

@@ -14,13 +14,16 @@ from structlog.testing import capture_logs
 
 from relayd import marks
 from relayd.agent.host_keeper import EVERY_S, HostKeeper
+from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.kernel import host_rules
+from relayd.kernel.device import Interface, Peer
 from relayd.kernel.host_rules import HostRules, Inventory, LoopError
 from relayd.kernel.routing import Address, RoutingChanges
 from relayd.kernel.sysctls import Sysctls
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
+from tests.helpers.wireguard_contract import networks, new_key
 
 OURS = host_rules.owned("wire_kube", [ip_interface("10.8.0.1/24")], [ip_network("10.9.0.0/24")])
 RELAYS = (JoinString("relay.example.net", 3478),)
@@ -109,6 +112,60 @@ async def test_what_the_kernel_tells_nobody_comes_back_within_half_a_minute(
         del host.routing.rules[1]
         await trio.sleep(EVERY_S + 1)
         assert host.routing.rules == right
+
+
+WG = Interface("wire_kube", new_key().public(), 51820, 0x574B, {})
+PEER = Peer(new_key().public(), None, networks("10.9.0.0/24"), None, rx_bytes=0, tx_bytes=0, keepalive_s=0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(WG, public_key=new_key().public()),
+        replace(WG, listen_port=51821),
+        replace(WG, fwmark=0),
+        replace(WG, peers={PEER.key: PEER}),
+    ],
+    ids=["key", "port", "mark", "peers"],
+)
+async def test_an_interface_that_reads_otherwise_than_before_is_looked_at(
+    host: Host, autojump_clock: trio.testing.MockClock, changed: Interface
+) -> None:
+    async with host.kept() as keeper:
+        for _ in range(5):
+            keeper.interface_read(WG)
+            await trio.sleep(1)
+        assert host.looks == 0
+        keeper.interface_read(changed)
+        await trio.sleep(0.5)
+        assert host.looks == 1
+
+
+async def test_counters_handshakes_and_endpoints_are_no_change(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept() as keeper:
+        for number in range(5):
+            peer = replace(
+                PEER, rx_bytes=number, handshake_at=float(number), endpoint=Endpoint.parse("192.0.2.1:7")
+            )
+            keeper.interface_read(replace(WG, peers={PEER.key: replace(peer, tx_bytes=number)}))
+            await trio.sleep(1)
+        assert host.looks == 0
+
+
+async def test_a_switch_that_somebody_turns_is_turned_back_within_two_seconds(
+    host: Host, autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    switch = tmp_path / "proc" / "net/ipv4/conf/lo/accept_local"
+    switch.parent.mkdir(parents=True)
+    switch.write_text("0")
+    async with host.kept():
+        assert switch.read_text().strip() == "1"
+        await trio.sleep(3)
+        switch.write_text("0")
+        await trio.sleep(1.9)
+        assert switch.read_text().strip() == "1"
 
 
 async def test_many_pieces_of_news_are_one_look(host: Host, autojump_clock: trio.testing.MockClock) -> None:
