@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import trio
@@ -13,6 +13,7 @@ import trio
 from relayd.manager.manager import Manager
 from relayd.manager.notifier import Notifier
 from relayd.observe import log
+from relayd.reload import Reload
 from relayd.signals import Signals
 
 Config = TypeVar("Config", contravariant=True)
@@ -21,7 +22,8 @@ STOP_WITHIN_S = 10.0
 """For stopping in order; less than the 90 s after which systemd kills, and than Kubernetes' 30 s."""
 
 STATUS_OF = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT, signal.SIGHUP: 128 + signal.SIGHUP}
-"""Who sends SIGTERM wants it stopped: success. The others interrupt: 128 and the number, as of shells."""
+"""Who sends SIGTERM wants it stopped: success. The others interrupt: 128 and the number, as of shells. SIGHUP
+does that when the terminal went; from anybody else it asks for a reload."""
 
 
 class Job(Protocol[Config]):
@@ -44,27 +46,35 @@ class _TellsReady:
         self._notifier.ready()
 
 
-def run_until_signal(name: str, job: Job[Config], config: Config) -> int:
+def run_until_signal(
+    name: str, job: Job[Config], config: Config, *, again: Callable[[], Config] | None = None
+) -> int:
     """Run `job` in trio until it raises or a signal of STATUS_OF comes. Returns the exit status.
 
     A service manager that started this process hears when it is useful and when it stops.
 
-    SIGTERM lets the job drain first, if it wants to, and SIGHUP lets it read its files again. A second signal
-    ends the draining; one more, or STOP_WITHIN_S without, ends the process at once. `name` is the noun of its
-    events: `relay.stopped`. Raises ConfigError when the manager's variables make no sense.
+    SIGTERM lets the job drain first, if it wants to. A second signal ends the draining; one more, or
+    STOP_WITHIN_S without, ends the process at once. SIGHUP lets it read its files again, and applies what
+    `again` (which may block, and raises ConfigError) says now; but not when the terminal has gone: then it
+    stops. `name` is the noun of its events: `relay.stopped`. Raises ConfigError when the manager's variables
+    make no sense.
     """
     manager = Manager.from_environment(os.environ)
     try:
-        return trio.run(_until_signal, name, job, config, manager)
+        return trio.run(_until_signal, name, job, config, manager, again)
     finally:
         manager.close()
 
 
-async def _until_signal(name: str, job: Job[Config], config: Config, manager: Manager) -> int:
+async def _until_signal(
+    name: str, job: Job[Config], config: Config, manager: Manager, again: Callable[[], Config] | None
+) -> int:
     logger = log.get()
     notifier = manager.notifier
     status = 0
     signals = Signals()
+    reload = Reload(name, config, again, signals, notifier)
+    on_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # nohup(1)
     with trio.open_signal_receiver(*STATUS_OF) as received:
         async with trio.open_nursery() as nursery:
             running = trio.CancelScope()
@@ -87,12 +97,8 @@ async def _until_signal(name: str, job: Job[Config], config: Config, manager: Ma
                     if running.cancel_called:
                         logger.warning(f"{name}.aborted", signal=what.name)
                         os._exit(128 + number)
-                    if what is signal.SIGHUP and signals.on_reload:
-                        logger.info(f"{name}.reload_requested", signal=what.name)
-                        notifier.reloading()
-                        for reload in signals.on_reload:
-                            reload()
-                        notifier.ready()
+                    if what is signal.SIGHUP and not (on_terminal and not has_terminal()):
+                        nursery.start_soon(reload.now)
                         continue
                     logger.info(f"{name}.stop_requested", signal=what.name)
                     if signals.draining.is_set():
@@ -112,6 +118,15 @@ async def _until_signal(name: str, job: Job[Config], config: Config, manager: Ma
             nursery.cancel_scope.cancel()
     logger.info(f"{name}.stopped")
     return status
+
+
+def has_terminal() -> bool:
+    """Whether this process belongs to a terminal that is there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _limit_stop(name: str) -> None:

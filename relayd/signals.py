@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import trio
 
@@ -18,3 +19,6 @@ class Signals:
         self.drained = trio.Event()
         self.on_reload: list[Callable[[], None]] = []
         """SIGHUP calls each: read files again, soon. They don't block and don't raise."""
+        self.on_config: list[Callable[[Any], None]] = []
+        """SIGHUP calls each with the configuration that is in force from now on, if it has changed: only
+        fields of settings that are `live` differ. They don't block and don't raise."""

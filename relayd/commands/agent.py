@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from relayd.commands.flags import add_file, add_settings, given
 from relayd.commands.importing import importing
@@ -36,12 +37,13 @@ def run(args: argparse.Namespace) -> int:
         from relayd.observe import log
         from relayd.process import run_until_signal
 
-    config = load_agent(args.config, given(args, AGENT) | {"clean_state": args.clean_state})
+    load = partial(load_agent, args.config, given(args, AGENT) | {"clean_state": args.clean_state})
+    config = load()
     log.configure(config.log)
     with importing():
         from relayd.agent.agent import run_agent
 
-    return run_until_signal("agent", run_agent, config)
+    return run_until_signal("agent", run_agent, config, again=load)
 
 
 def _release(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ MEANINGS = {
     "changed.",
     HostError.exit_status: "The host lacks something: a capability, a module, an interface. The message says "
     "what, and how to get it.",
+    129: "Ended because its terminal went (SIGHUP).",
     INTERRUPTED: "Ended by Ctrl-C.",
     STDOUT_CLOSED: "Whoever read standard output has gone, as by `| head`.",
 }

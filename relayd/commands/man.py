@@ -94,6 +94,8 @@ _ENVIRONMENT = {
 _SIGNALS = {
     "SIGTERM": "Stop in order, within 10 s; exit status 0. The kernel's tunnels stay.",
     "SIGINT": "The same; exit status 130.",
+    "SIGHUP": "Read the configuration and the files that it names again, apply what can be, and log which "
+    "settings need a restart; a mistake changes nothing. From a terminal that goes: stop, exit status 129.",
 }
 _EXAMPLES = {
     "relayd serve": "A relay on TCP port 3478.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from relayd.commands.flags import add_file, add_settings, given
 from relayd.commands.importing import importing
@@ -25,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
         from relayd.observe import log
         from relayd.process import raise_descriptor_limit, run_until_signal
 
-    config = load_relay(args.config, given(args, RELAY))
+    load = partial(load_relay, args.config, given(args, RELAY))
+    config = load()
     log.configure(config.log)
     if args.show_join:
         from relayd.relay.server import show_join
@@ -36,4 +38,4 @@ def run(args: argparse.Namespace) -> int:
     with importing():
         from relayd.relay.server import serve
 
-    return run_until_signal("relay", serve, config)
+    return run_until_signal("relay", serve, config, again=load)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from relayd.config.settings import Role
 from relayd.config.types import AgentConfig, RelayConfig
+
+Config = TypeVar("Config", RelayConfig, AgentConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ def changes(role: Role, old: RelayConfig | AgentConfig, new: RelayConfig | Agent
     )
 
 
-def applied(role: Role, old: RelayConfig, new: RelayConfig) -> RelayConfig:
+def applied(role: Role, old: Config, new: Config) -> Config:
     """`old` with what `new` changes of it while it runs."""
     taken = {name: getattr(new, name) for name in changes(role, old, new).live}
     return msgspec.structs.replace(old, **taken)

@@ -128,11 +128,12 @@ def examine_agent(
     settings = {name: one.value for name, one in found.items()}
     with reading.noting():
         settings["relays"] = _relays(found)
+        of_relay = AGENT.setting("relays")
         if (
             relay_needed
             and not settings["relays"]
             and not any(
-                error.key.startswith("relay")
+                error.key.startswith("relay") or error.source in (of_relay.flag, of_relay.variable)
                 for error in reading.errors  # where it is misspelled, or wrong
             )
         ):

@@ -176,7 +176,7 @@ RELAY = Role(
         _relay("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
         _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
         _relay("state_dir", kinds.DIRECTORY, "where its key and its token are kept", word="state"),
-        _relay("log", kinds.LOG, _LOG, common=True),
+        _relay("log", kinds.LOG, _LOG, common=True, live=True),
         _relay(
             "stun_port",
             kinds.or_off(kinds.number(0, 65535, "a port, or 0", metavar="PORT")),
@@ -186,17 +186,24 @@ RELAY = Role(
             "auth",
             kinds.AUTH,
             "whether agents have to prove their keys; optional: not for a key that nobody has proved",
+            live=True,
         ),
-        _who("open", kinds.SWITCH, "let in every agent that proves its own key", common=True),
+        _who("open", kinds.SWITCH, "let in every agent that proves its own key", common=True, live=True),
         _who(
             "token_file",
             kinds.FILE,
             "tokens that let an agent in, one a line, the newest first",
             default="relay.token in the state directory",
             common=True,
+            live=True,
         ),
         _who(
-            "allow_list", kinds.FILE, "public keys that are let in, one a line", default="none", common=True
+            "allow_list",
+            kinds.FILE,
+            "public keys that are let in, one a line",
+            default="none",
+            common=True,
+            live=True,
         ),
         _who(
             "host",
@@ -205,10 +212,10 @@ RELAY = Role(
             default="this host's own address",
             common=True,
         ),
-        _door("silence_s", _DURATION, "close a connection that has sent nothing for this long"),
-        _door("register_timeout_s", _DURATION, "close a connection that isn't admitted by then"),
-        _door("max_unregistered", _COUNT, "connections that may wait to be admitted, all in all"),
-        _door("max_unregistered_per_address", _COUNT, "as many from one address"),
+        _door("silence_s", _DURATION, "close a connection that has sent nothing for this long", live=True),
+        _door("register_timeout_s", _DURATION, "close a connection that isn't admitted by then", live=True),
+        _door("max_unregistered", _COUNT, "connections that may wait to be admitted, all in all", live=True),
+        _door("max_unregistered_per_address", _COUNT, "as many from one address", live=True),
         _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
         _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
         _door("max_connections", _COUNT, "connections in all"),
@@ -223,9 +230,13 @@ RELAY = Role(
             "memory_bytes",
             kinds.number(1 << 20, 1 << 40, "bytes", metavar="BYTES"),
             "what all queues together may take up, at most half of the memory that there is",
+            live=True,
         ),
         _queues(
-            "stalled_s", kinds.duration(1, 3600), "close a connection that has taken no byte for this long"
+            "stalled_s",
+            kinds.duration(1, 3600),
+            "close a connection that has taken no byte for this long",
+            live=True,
         ),
         _door(
             "drain_s",
@@ -278,7 +289,7 @@ AGENT = Role(
         _agent("control", kinds.SOCKET, _CONTROL, default="/run/relayd/agent-INTERFACE.sock", common=True),
         _agent("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
         _agent("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
-        _agent("log", kinds.LOG, _LOG, common=True),
+        _agent("log", kinds.LOG, _LOG, common=True, live=True),
         _agent(
             "proxy_port", kinds.PORT, "the agent's port on lo, where WireGuard sends what is for the relay"
         ),

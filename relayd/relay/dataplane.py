@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from relayd.endpoints import Endpoint
@@ -376,6 +376,10 @@ class DataPlane:
         self.totals.update(counts(connection))
         connection.pending = []
         self._on_closed(connection, reason, say)
+
+    def change(self, *, memory_bytes: int, stalled_s: float) -> None:
+        """These bounds, from now on."""
+        self._bounds = replace(self._bounds, memory_bytes=memory_bytes, stalled_s=stalled_s)
 
     def count(self) -> Counter[str]:
         """Totals of all connections, those that are gone included."""

@@ -84,6 +84,11 @@ class Doorway:
         self.refused: Counter[str] = Counter()
         """Connections that never got in, by reason."""
 
+    def change(self, greeter: Greeter, *, max_unregistered: int, max_unregistered_per_address: int) -> None:
+        """Greet newcomers like this from now on, and let so many of them wait."""
+        self._greeter = greeter
+        self._room.resize(seats=max_unregistered, seats_per_place=max_unregistered_per_address)
+
     def resumed(self, connection: Connection) -> None:
         """A connection of an earlier process is served on."""
         self._counting.came(place_of(connection.endpoint.address))

@@ -31,7 +31,7 @@ class Housekeeping:
 
     def __init__(self, plane: DataPlane, claims: Claims, *, silence_s: float) -> None:
         """`silence_s`: see RelayConfig."""
-        self._plane, self._claims, self._silence_s = plane, claims, silence_s
+        self._plane, self._claims, self.silence_s = plane, claims, silence_s
         self._left: trio.Event | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -46,7 +46,7 @@ class Housekeeping:
 
     def _look_for_the_silent(self) -> None:
         now = time.monotonic()
-        worth_a_look = now - min(ASK_AFTER_S, self._silence_s)
+        worth_a_look = now - min(ASK_AFTER_S, self.silence_s)
         for connection in [
             one for one in self._plane.connections if one.heard_at <= worth_a_look and not one.paused
         ]:
@@ -55,7 +55,7 @@ class Housekeeping:
                 silent_s=silent_s,
                 asked=connection.asked_at > connection.heard_at,
                 answers=connection.proved and not connection.leaving,
-                silence_s=self._silence_s,
+                silence_s=self.silence_s,
             )
             if judgement is Judgement.ASK_KERNEL and _unacknowledged(connection):
                 judgement = Judgement.DEAD

@@ -46,6 +46,11 @@ class Reloader(Generic[T]):
         """Read them again though nothing seems to have changed (SIGHUP)."""
         self._asked.set()
 
+    def turn_to(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
+        """Other files, from now on."""
+        self._paths, self._read = tuple(paths), read
+        self.ask()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look, for ever."""
         task_status.started()

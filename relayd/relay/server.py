@@ -8,7 +8,9 @@ import os
 import socket
 import time
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import msgspec
 import trio
@@ -31,7 +33,7 @@ from relayd.relay.claims import Claims
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
 from relayd.relay.counters import counts
-from relayd.relay.credentials import Credentials, join_string, load_credentials
+from relayd.relay.credentials import AdmissionFiles, Credentials, join_string, load_credentials
 from relayd.relay.dataplane import Bounds, DataPlane
 from relayd.relay.door_limits import DoorLimits
 from relayd.relay.doorway import Doorway
@@ -78,7 +80,7 @@ class Relay:
             round_bytes=config.round_bytes,
             queue_bytes=config.queue_bytes,
             queue_age_s=config.queue_age_ms / 1000,
-            memory_bytes=min(config.memory_bytes, memory_limit() // 2),
+            memory_bytes=_memory_of(config),
             rates=KeyRates(config.rate_bytes_s, config.rate_frames_s),
             stalled_s=config.stalled_s,
         )
@@ -92,19 +94,17 @@ class Relay:
         self.stun = StunServer(self.poller, udp)
         self.guard = Guard(credentials.gate)
         self.guard.on_change.append(self._turn_out)
-        greeter = Greeter(
+        self._greeter = Greeter(
             identity=credentials.identity,
             guard=self.guard,
-            proof_required=config.auth == "required",
-            timeout_s=config.register_timeout_s,
-            keepalive_s=max(MIN_KEEPALIVE_S, config.silence_s / KEEPALIVES_IN_SILENCE),
             stun=tuple(self.stun.ports),
+            **_greeting(config),
         )
         self.claims = Claims(self.plane, nursery)
         self.housekeeping = Housekeeping(self.plane, self.claims, silence_s=config.silence_s)
         self.doorway = Doorway(
             self.claims,
-            greeter,
+            self._greeter,
             nursery,
             DoorLimits.of(config),
         )
@@ -124,6 +124,21 @@ class Relay:
         self.admission_files = Reloader(
             "admission", files.paths, partial(files.read, make=False), self.guard.replace
         )
+
+    def use(self, config: RelayConfig) -> None:
+        """Take over what can change while it runs: the settings that are `live`."""
+        if _gate_of(config) != _gate_of(self._config):
+            files = AdmissionFiles.of(config)
+            self.admission_files.turn_to(files.paths, partial(files.read, make=True))
+        self._config = config
+        self._greeter = replace(self._greeter, **_greeting(config))
+        self.doorway.change(
+            self._greeter,
+            max_unregistered=config.max_unregistered,
+            max_unregistered_per_address=config.max_unregistered_per_address,
+        )
+        self.housekeeping.silence_s = config.silence_s
+        self.plane.change(memory_bytes=_memory_of(config), stalled_s=config.stalled_s)
 
     def _on_closed(self, connection: Connection, reason: str, say: str) -> None:
         self.claims.on_closed(connection)
@@ -199,6 +214,24 @@ class Relay:
         self.poller.close()
 
 
+def _memory_of(config: RelayConfig) -> int:
+    return min(config.memory_bytes, memory_limit() // 2)
+
+
+def _gate_of(config: RelayConfig) -> tuple[object, ...]:
+    """What decides where it stands who is let in."""
+    return config.open, config.token_file, config.allow_list
+
+
+def _greeting(config: RelayConfig) -> dict[str, Any]:
+    """What of a Greeter is `config`'s to say."""
+    return {
+        "proof_required": config.auth == "required",
+        "timeout_s": config.register_timeout_s,
+        "keepalive_s": max(MIN_KEEPALIVE_S, config.silence_s / KEEPALIVES_IN_SILENCE),
+    }
+
+
 def _peer_status(connection: Connection, now: float) -> dict[str, object]:
     counted = counts(connection)
     drops = {name.removeprefix("dropped_"): counted.pop(name) for name in list(counted) if "dropped_" in name}
@@ -248,6 +281,7 @@ async def serve(
             )
             stack.push(relay.close)
             signals.on_reload.append(relay.admission_files.ask)
+            signals.on_config.append(relay.use)
             signals.drain_s = config.drain_s
             trio.lowlevel.add_instrument(relay.loop_lag)
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)

@@ -31,6 +31,10 @@ class WaitingRoom(Generic[T]):
         self._all: dict[T, str] = {}
         self._of_place: dict[str, dict[T, None]] = {}
 
+    def resize(self, *, seats: int, seats_per_place: int) -> None:
+        """So many, from the next newcomer on."""
+        self._seats, self._seats_per_place = seats, seats_per_place
+
     def __len__(self) -> int:
         return len(self._all)
 

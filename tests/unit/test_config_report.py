@@ -208,6 +208,19 @@ def test_show_refuses_what_the_role_refuses(directory: Path, capsys: pytest.Capt
     assert len(capsys.readouterr().err.splitlines()) == 9
 
 
+def test_a_wrong_relay_is_one_mistake(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", "--role", "agent", "--relay", "relay.example.net"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("relayd: --relay: ")
+
+
+def test_a_token_in_a_join_string_is_never_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = "SECRETSECRETSECRETSECRETSECRET12"
+    values = shown(capsys, "--role", "agent", "--relay", f"relayd://192.0.2.1:1?token={token}")
+    assert values["relay.address"] == (["relayd://192.0.2.1:1"], "--relay", None)
+    assert token not in str(values)
+
+
 def test_a_secret_is_never_shown() -> None:
     hidden = replace(RELAY, settings=tuple(replace(one, secret=True) for one in RELAY.settings))
     examined = examine(RELAY, None, {"log": "json"}, environ={})

@@ -63,7 +63,7 @@ def play(kind: str, *steps: tuple[str, signal.Signals]) -> tuple[int, list[str],
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    [(signal.SIGTERM, 0), (signal.SIGINT, 130)],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_signal_stops_it_in_order(number: signal.Signals, status: int) -> None:
