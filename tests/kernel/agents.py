@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -132,7 +133,10 @@ def serve() -> None:
             continue
         store = None
         if service := request["service"]:
-            store = stores.setdefault(service, Store(f"@relayd-{os.getpid()}-{service}"))
+            if service not in stores:
+                # A path: an abstract name would be that of one network namespace.
+                stores[service] = Store(f"{tempfile.gettempdir()}/manager-{os.getpid()}-{service}")
+            store = stores[service]
             store.take()
         pid = os.fork()
         if pid == 0:
