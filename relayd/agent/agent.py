@@ -51,6 +51,7 @@ from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
 from relayd.keys import PublicKey
 from relayd.manager.handover import ended_in_order
 from relayd.manager.manager import Manager
+from relayd.manager.status_line import status_services
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.datagrams import DatagramSocket
 from relayd.netio.poller import Poller
@@ -108,9 +109,11 @@ async def run_agent(
         trio.lowlevel.add_instrument(agent.loop_lag)
         stack.callback(trio.lowlevel.remove_instrument, agent.loop_lag)
         async with trio.open_nursery() as nursery:
-            await nursery.start(
-                supervise, [*agent.services(), *watchdog_services(manager, agent.poller, stack)]
-            )
+            told = [
+                *watchdog_services(manager, agent.poller, stack),
+                *status_services(manager, agent.status_line),
+            ]
+            await nursery.start(supervise, [*agent.services(), *told])
             handover.refuse_rest()
             log.get(interface=interface.name).info(
                 "agent.started",
@@ -242,6 +245,12 @@ class Agent:
             "proxy": {"renewals": self.proxy.renewals, "last_error": self.proxy.last_error},
             "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
+
+    def status_line(self) -> str:
+        """For `systemctl status`."""
+        paths = Counter(one.path for one in self.reconciler.paths.values())
+        peers = ", ".join(f"{count} {kind.value}" for kind, count in paths.most_common()) or "no peers"
+        return f"relay {self.link.phase.value}; peers: {peers}"
 
     def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
         """The peers one by one; with `limit` so many of them, those on the relay and the busiest first."""

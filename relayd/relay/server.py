@@ -21,6 +21,7 @@ from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError
 from relayd.manager.handover import PREFIX, ended_in_order
 from relayd.manager.manager import Manager
+from relayd.manager.status_line import status_services
 from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
 from relayd.observe import log
@@ -188,6 +189,10 @@ class Relay:
             "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
 
+    def status_line(self) -> str:
+        """For `systemctl status`."""
+        return f"serving {len(self.plane.connections)} agents, {self.doorway.unregistered} more at the door"
+
     def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
         """The connections one by one; with `limit` so many of them, those first that have carried most."""
         connections: Collection[Connection] = self.plane.connections
@@ -299,6 +304,7 @@ async def serve(
                 ),
                 Service(name="drain", run=partial(_drain, relay, listeners, signals)),
                 *watchdog_services(manager, relay.poller, stack),
+                *status_services(manager, relay.status_line),
                 Service(name="http", run=partial(serve_http, http, relay, telling, config.http_names)),
                 *(
                     Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from relayd.cli import main
+from relayd.config import RelayConfig, load_agent, load_relay
 from relayd.errors import HostError
 from relayd.install import service
 from relayd.install.plan import CONFIGS, MARK, UNIT_DIRECTORY, UNITS, rendered
@@ -167,6 +168,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"written: {UNIT_DIRECTORY}/relayd.socket" in capsys.readouterr().out
     assert main(["install-service", "--root", str(tmp_path), "--uninstall"]) == 0
     assert files(tmp_path) == {}
+
+
+def test_the_configurations_that_come_along_are_right(tmp_path: Path) -> None:
+    for name in CONFIGS:
+        (tmp_path / name).write_text(shipped(name))
+    assert load_relay(tmp_path / "relay.toml", {}, environ={}) == RelayConfig()
+    agent = load_agent(tmp_path / "agent-wg0.toml.example", {"interface": "wg0"}, environ={})
+    assert [relay.address for relay in agent.relays] == ["relay.example.net:3478"]
 
 
 def test_numbers_in_the_units_are_relayds_own() -> None:

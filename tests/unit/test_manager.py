@@ -20,6 +20,7 @@ from relayd.manager import messages
 from relayd.manager.manager import Manager, watchdog_period_s
 from relayd.manager.notifier import Notifier
 from relayd.manager.passed import Passed, take_passed
+from relayd.manager.status_line import status_services
 from relayd.manager.watchdog import Pulse, feed
 from relayd.netio.poller import Poller
 from relayd.relay.server import serve
@@ -281,6 +282,20 @@ async def test_the_watchdog_is_fed_while_the_data_plane_serves_and_only_then(
     pulse.close()
     poller.close()
     notifier.close()
+
+
+async def test_the_status_line_is_told_when_it_changes(
+    store: Store, autojump_clock: trio.testing.MockClock
+) -> None:
+    notifier = notifier_of(store)
+    texts = iter(["serving 1 agent", "serving 1 agent", "serving 2 agents"])
+    (service,) = status_services(Manager(notifier), lambda: next(texts, "serving 3 agents"))
+    with trio.move_on_after(100):
+        await service.run(task_status=trio.TASK_STATUS_IGNORED)
+    store.take()
+    assert store.heard == ["STATUS=serving 1 agent", "STATUS=serving 2 agents", "STATUS=serving 3 agents"]
+    notifier.close()
+    assert status_services(Manager.none(), str) == []
 
 
 # --- socket activation ---
