@@ -216,6 +216,11 @@ class _Socket:
         link_local = bool(source.address.is_link_local)
         if reply.from_other_port or reply.to_port:
             return self._send_apart(reply, slot, local, link_local=link_local)
+        # No answer is longer than a slot: a refusal has two bytes for each four of its request. But the
+        # memory would move with the kernel's pointers into it, so it is looked at all the same.
+        if len(reply.data) > slots.stride:
+            counts["malformed"] += 1
+            return False
         slots.buffer[at : at + len(reply.data)] = reply.data
         slots.answer(slot, len(reply.data), by_same_interface=link_local)
         counts["answered"] += 1

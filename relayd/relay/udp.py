@@ -14,13 +14,7 @@ from relayd.endpoints import Endpoint
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.token_bucket import TokenBucket
-from relayd.wire.frames import NatProbe
-
-VERIFY = b"WIREKUBE_NAT_VERIFY"
-"""From the relay's bound port: it comes through any NAT that the agent has sent a datagram through."""
-
-PROBE = b"WIREKUBE_NAT_PROBE"
-"""From a fresh port: it comes through only where filtering is endpoint-independent (RFC 4787, section 5)."""
+from relayd.wire.frames import NAT_PROBE_DATAGRAM, NAT_VERIFY_DATAGRAM, NatProbe
 
 PROBES_PER_S = 100.0
 PROBE_BURST = 16.0
@@ -52,11 +46,11 @@ class NatProber:
         target = (str(request.address), request.port)
         local = bound.getsockname()[0]
         try:
-            bound.sendto(VERIFY, target)
+            bound.sendto(NAT_VERIFY_DATAGRAM, target)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as fresh:
                 fresh.setblocking(False)
                 fresh.bind((local, 0))
-                fresh.sendto(PROBE, target)
+                fresh.sendto(NAT_PROBE_DATAGRAM, target)
         except OSError as error:
             self.counts["failed"] += 1
             log.get().debug("nat_probe.failed", target=str(requester.address), reason=error.strerror)

@@ -40,6 +40,15 @@ MAX_LENGTH = 65536
 MAX_PAYLOAD = MAX_LENGTH - 1 - KEY_BYTES
 """Largest datagram that one Data frame carries, in bytes (65,503)."""
 
+NAT_OPEN = b"WIREKUBE_NAT_OPEN"
+"""A UDP datagram from an agent to the relay's UDP port: it opens the agent's NAT, and is never answered."""
+
+NAT_VERIFY_DATAGRAM = b"WIREKUBE_NAT_VERIFY"
+"""The relay's first answer to NATProbe, from that very port: it comes through any NAT that was opened so."""
+
+NAT_PROBE_DATAGRAM = b"WIREKUBE_NAT_PROBE"
+"""Its second, from a fresh port: it comes through unless filtering is by port too (RFC 4787, section 5)."""
+
 MAX_ERROR_BYTES = 512
 """Text of an Error frame is cut here: it is meant for a log line."""
 

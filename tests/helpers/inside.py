@@ -21,9 +21,16 @@ def _enter(descriptor: int) -> None:
 @contextmanager
 def inside(node: Node) -> Iterator[None]:
     """This thread is in the node's network namespace meanwhile; /sys and /run stay the host's."""
+    with inside_path(f"/proc/{node.pid}/ns/net"):
+        yield
+
+
+@contextmanager
+def inside_path(namespace: str) -> Iterator[None]:
+    """As `inside`, for a namespace that has a name: /run/netns/NAME, as `ip netns add` makes it."""
     back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(f"/proc/{node.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        there = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _enter(there)
         finally:

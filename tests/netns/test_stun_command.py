@@ -152,6 +152,32 @@ def test_a_person_reads_what_it_means(net: Internet) -> None:
     assert "lifetime   3 s, less than 5 s" in said
 
 
+def test_beside_an_agent_it_tells_the_same(net: Internet, told: dict[str, Told]) -> None:
+    host = net.host("double")
+    agent = host.relayd(
+        "agent",
+        "--relay",
+        f"{net.address('relay')}:3478",
+        "--interface",
+        "wg0",
+        "--log",
+        "json",
+        "--http",
+        "off",
+    )
+    agent.wait_for_output("agent.started", 30.0)
+    status, said = run(net, "double", *servers(net), "--interface", "wg0", "--json")
+    assert status == 0
+    answer = json.loads(said.splitlines()[-1])
+    four = next(one for one in answer["versions"] if one["version"] == 4)
+    before = told["double"].version(4)
+    assert [four[what] for what in ("nat", "mapped", "filtering")] == [
+        before[what] for what in ("nat", "mapped", "filtering")
+    ]
+    assert agent.returncode() is None
+    net.lab.discard(agent)
+
+
 def test_without_root_it_is_an_estimate_and_says_why(net: Internet) -> None:
     nobody = ("setpriv", "--bounding-set=-net_raw,-net_admin", "--inh-caps=-net_raw,-net_admin")
     process = net.host("fullcone").start(

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Interface
@@ -16,6 +18,7 @@ import trio
 
 from relayd.agent.discovery import cloud
 from relayd.agent.discovery.cloud import NoMetadataError, aws_public_address
+from relayd.agent.discovery.relay_probes import RelayProbes
 from relayd.agent.discovery.stun_servers import RESOLVE_S, Resolver, StunServer
 from relayd.demo.host import check_programs
 from relayd.demo.lab import RELAYD, Node
@@ -23,6 +26,8 @@ from relayd.demo.process import Process
 from relayd.demo.tunnel import Tunnel
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
+from relayd.keys import PublicKey
+from relayd.wire.frames import encode_register
 from tests.helpers.inside import inside
 from tests.helpers.natlab import Internet, Nat, Site
 from tests.helpers.netns import wait_until, write
@@ -45,12 +50,17 @@ def net() -> Iterator[Internet]:
     except HostError as error:
         pytest.skip(str(error))
     with Internet(
-        [Site(name, nats) for name, (nats, _, _) in SITES.items()], public=("relay", "coturn", "classic")
+        [Site(name, nats) for name, (nats, _, _) in SITES.items()],
+        public=("relay", "coturn", "classic", "old"),
     ) as made:
         relay = made.host("relay").relayd("serve", "--open", "--log", "json", "--http", "off")
         start_coturn(made)
         start_classic(made)
-        relay.wait_for_output("relay.started", 30.0)
+        old = made.host("old").relayd(
+            "serve", "--auth", "optional", "--stun-port", "off", "--log", "json", "--http", "off"
+        )
+        for one in (relay, old):
+            one.wait_for_output("relay.started", 30.0)
         for number, name in enumerate(SITES):
             Tunnel(made.host(name), IPv4Interface(f"10.99.0.{number + 1}/24"), port=PORT, userspace=True)
         yield made
@@ -140,6 +150,18 @@ def test_coturns_client_finds_out_the_same_from_our_relay(net: Internet) -> None
         assert str(net.address(name)) in said[name], said[name]
         assert "Other addr" in said[name], said[name]
         assert f"{relay}:3479" in said[name], said[name]
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_relay_without_a_second_port_tells_the_filtering_by_its_probes(net: Internet, name: str) -> None:
+    relay = Endpoint.parse(f"{net.address('old')}:3478")
+    with inside(net.host(name)), socket.create_connection((str(relay.address), 3478), timeout=5) as agent:
+        agent.sendall(encode_register(PublicKey(os.urandom(32))))
+        probes = RelayProbes(lambda: relay, lambda request: agent.sendall(request.encode()))
+        filtering, by = trio.run(probes.find, relay)
+    assert by == f"the probes of {relay}"
+    expected = {"public": "not by port", "fullcone": "not by port", "addrres": "not by port"}
+    assert filtering.value == expected.get(name, "address-and-port-dependent")
 
 
 # The metadata service ---------------------------------------------------------------------------------------

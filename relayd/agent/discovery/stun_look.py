@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
+from relayd.agent.discovery.relay_probes import RelayProbes
 from relayd.agent.discovery.stun_client import Answer, NoAnswerError, StunClient
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
@@ -110,6 +111,7 @@ async def look(
     version: int,
     own: Collection[Address],
     lifetime_s: float = 0.0,
+    probes: RelayProbes | None = None,
 ) -> Look:
     """Ask `servers` (name, address), all of one IP version. `port` is the own one that `client` asks from.
 
@@ -139,6 +141,11 @@ async def look(
                 break
     if filtering is Filtering.UNKNOWN and classic and version == 4:
         filtering, by = await _by_classic(classic[0])
+    if filtering is Filtering.UNKNOWN and probes is not None and answers and version == 4:
+        try:
+            filtering, by = await probes.find(next(iter(answers)))
+        except OSError as error:
+            by = f"the relay's probes: {error.strerror}"
     lifetime = None
     if lifetime_s and answers:
         lifetime = await find_lifetime(next(iter(answers)), lifetime_s)

@@ -15,6 +15,7 @@ import trio
 
 from relayd.agent.discovery.cloud import NoMetadataError, aws_public_address, looks_like_aws
 from relayd.agent.discovery.gateway import Mapped, NoMappingError, map_port
+from relayd.agent.discovery.relay_probes import RelayProbes
 from relayd.agent.discovery.stun_client import StunClient
 from relayd.agent.discovery.stun_look import Look, look
 from relayd.agent.discovery.stun_servers import Resolver, StunServer
@@ -33,6 +34,8 @@ class Sources:
     servers: tuple[StunServer, ...] = ()
     manual: tuple[Endpoint, ...] = ()
     """What the configuration says that this host is reached at."""
+    probes: RelayProbes | None = None
+    """A relay that sends NAT probes, for when no STUN server tells of filtering."""
     lifetime_s: float = 0.0
     """Find out how long a mapping lives, up to this; 0: don't."""
     port_mapping: bool = False
@@ -137,7 +140,13 @@ async def _ask_stun(
         if not of_version:
             return
         result = notes.looks[version] = await look(
-            client, port.port_of(version), of_version, version=version, own=own, lifetime_s=sources.lifetime_s
+            client,
+            port.port_of(version),
+            of_version,
+            version=version,
+            own=own,
+            lifetime_s=sources.lifetime_s,
+            probes=sources.probes,
         )
         told = [asked for asked in result.asked if asked.mapped is not None]
         for asked in told:
