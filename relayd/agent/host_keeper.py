@@ -64,7 +64,7 @@ class HostKeeper:
         *,
         keep_interface: Callable[[], Awaitable[list[str]]] | None = None,
         resolve: Callable[[Sequence[JoinString]], Awaitable[Sequence[Address]]] = addresses_of,
-        watch: Callable[[str, Callable[[], None]], Awaitable[None]] = events.watch,
+        watch: Callable[[str, Callable[[], None], Callable[[], None]], Awaitable[None]] = events.watch,
         every_s: float = EVERY_S,
     ) -> None:
         """`keep_interface` puts the interface itself right and says what it wrote; None: it isn't ours."""
@@ -77,6 +77,8 @@ class HostKeeper:
         self._settings: object = None
         """Of the interface, at its last read."""
         self._news = trio.Event()
+        self._firewall_news = True
+        """Whether the firewall is worth a look: to list its chains is three processes, or six."""
         self._log = log.get(interface=inventory.interface)
 
     async def begin(self) -> None:
@@ -93,7 +95,7 @@ class HostKeeper:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again and again, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, self.inventory.interface, self._wake)
+            nursery.start_soon(self._watch, self.inventory.interface, self._wake, self._wake_for_firewall)
             nursery.start_soon(self._poll)
             task_status.started()
             while True:
@@ -102,6 +104,7 @@ class HostKeeper:
                 await trio.sleep(SETTLE_S)
                 self._news = trio.Event()
                 if periodic.cancelled_caught:
+                    self._firewall_news = True
                     await self._resolve_again()
                 await self.look()
 
@@ -122,19 +125,27 @@ class HostKeeper:
 
     async def _apply(self) -> Applied:
         """With the rule that keeps the relay's connection out of the tunnel, if that is what it takes."""
+        # While something is wrong all is looked at: what isn't looked at doesn't count as right.
+        with_firewall = self.inventory.firewall and (self._firewall_news or bool(self.problems))
+        self._firewall_news = False
+        wanted = replace(self.inventory, firewall=with_firewall)
         try:
-            return await self._rules.apply(self.inventory, self._addresses)
+            return await self._rules.apply(wanted, self._addresses)
         except LoopError as error:
             if self.inventory.mark_rule:
                 raise
-            with_rule = replace(self.inventory, mark_rule=True)
-            done = await self._rules.apply(with_rule, self._addresses)  # raises if that doesn't help
+            wanted = replace(wanted, mark_rule=True)
+            done = await self._rules.apply(wanted, self._addresses)  # raises if that doesn't help
             self._log.warning("host.rule_needed", reason=error)
-            self.inventory = with_rule
+            self.inventory = replace(self.inventory, mark_rule=True)
             return done
 
     def _wake(self) -> None:
         self._news.set()
+
+    def _wake_for_firewall(self) -> None:
+        self._firewall_news = True
+        self._wake()
 
     async def _resolve_again(self) -> None:
         found = await self._resolve(self._relays)
@@ -155,12 +166,14 @@ class HostKeeper:
         while True:
             await trio.sleep(POLL_S)
             now = self._polled()
-            if now != seen:
+            if now[0] != seen[0]:
+                self._wake_for_firewall()
+            if now[1] != seen[1]:
                 self._wake()
             seen = now
 
-    def _polled(self) -> object:
-        """What is to be compared with itself a moment later."""
+    def _polled(self) -> tuple[object, object]:
+        """Of the firewall and of the switches, what is to be compared with itself a moment later."""
         firewall = legacy_size() if self.inventory.firewall else ()
         try:
             wrong = self._rules.sysctls.wrong(self.inventory.sysctls)

@@ -39,14 +39,14 @@ _IFF_UP, _IFLA_IFNAME, _RTA_TABLE = 1, 3, 15
 _BUFFER_BYTES = 64 << 10
 
 
-async def watch(interface: str, changed: Callable[[], None]) -> None:
-    """Call `changed` for each piece of news, until cancelled. It must not block.
+async def watch(interface: str, changed: Callable[[], None], firewall_changed: Callable[[], None]) -> None:
+    """Call one of them for each piece of news, until cancelled. They must not block.
 
     A socket that can't be had (a sandbox) is told of, and done without.
     """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_listen, _ROUTE, _GROUPS, lambda data: concerns_routing(data, interface), changed)
-        nursery.start_soon(_listen, _NETFILTER, _NFTABLES, concerns_firewall, changed)
+        nursery.start_soon(_listen, _NETFILTER, _NFTABLES, concerns_firewall, firewall_changed)
 
 
 async def _listen(

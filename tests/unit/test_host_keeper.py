@@ -41,6 +41,7 @@ class Host:
         self.looks = 0
         self.interface_problem: HostError | None = None
         self.news: Callable[[], None] = lambda: None
+        self.firewall_news: Callable[[], None] = lambda: None
         self.lines: list[Mapping[str, object]] = []
 
     async def resolve(self, relays: Sequence[JoinString]) -> Sequence[Address]:
@@ -54,8 +55,10 @@ class Host:
             raise self.interface_problem
         return []
 
-    async def watch(self, interface: str, changed: Callable[[], None]) -> None:
-        self.news = changed
+    async def watch(
+        self, interface: str, changed: Callable[[], None], firewall_changed: Callable[[], None]
+    ) -> None:
+        self.news, self.firewall_news = changed, firewall_changed
         await trio.sleep_forever()
 
     def keeper(self, inventory: Inventory = OURS) -> HostKeeper:
@@ -139,6 +142,40 @@ async def test_an_interface_that_reads_otherwise_than_before_is_looked_at(
         keeper.interface_read(changed)
         await trio.sleep(0.5)
         assert host.looks == 1
+
+
+async def test_the_firewall_is_looked_at_when_it_has_news_and_now_and_then(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    """To list its chains is three processes: not for each route that comes or goes."""
+    host.firewall.chains_of["nft"] = [False]
+    async with host.kept():
+        assert host.firewall.chains_of["nft"] == [True, False]
+        host.firewall.chains_of["nft"] = [False]
+        host.news()
+        await trio.sleep(1)
+        assert host.firewall.chains_of["nft"] == [False]
+        host.firewall_news()
+        await trio.sleep(1)
+        assert host.firewall.chains_of["nft"] == [True, False]
+        host.firewall.chains_of["nft"] = [False]
+        await trio.sleep(EVERY_S + 1)
+        assert host.firewall.chains_of["nft"] == [True, False]
+
+
+async def test_a_firewall_that_cannot_be_read_counts_as_wrong_until_it_is_read(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    host.firewall.failure = HostError("no iptables for you")
+    async with host.kept() as keeper:
+        host.news()
+        await trio.sleep(1)
+        assert keeper.problems == ["no iptables for you"]
+        host.firewall.failure = None
+        host.news()
+        await trio.sleep(1)
+        assert keeper.problems == []
+    assert host.events().count("host.right") == 1
 
 
 async def test_counters_handshakes_and_endpoints_are_no_change(
