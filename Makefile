@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install-units bench paths man clean
+.PHONY: help demo test check install-units bench paths man image container-test clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -36,6 +36,8 @@ help:
 	make paths   ten thousand runs of the path decisions in a simulated network (ARGS="--runs 100" for fewer)
 	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
 	make man     the manual page, build/relayd.1
+	make image   the container image relayd:VERSION, by docker (or ENGINE=podman)
+	make container-test   run the Dockerfile's stages in a chroot: a container engine isn't needed (root, network)
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
 	END
 
@@ -61,7 +63,7 @@ test:
 	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
 	$(LIMIT) 600 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
-		"$$python" -m pytest -p no:cacheprovider tests/kernel
+		"$$python" -m tests.kernel.side_by_side -p no:cacheprovider
 	say "pytest: systemd as process 1 of that machine"
 	$(LIMIT) 400 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" --timeout 400 --systemd -- \
 		"$$python" -m pytest -p no:cacheprovider tests/systemd
@@ -83,6 +85,15 @@ man:
 paths:
 	@venv=$$(sh .ci/setup check)
 	exec "$$venv/bin/python" -m tests.path_runs $(ARGS)
+
+image:
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' relayd/__init__.py)
+	exec $${ENGINE:-docker} build --tag "relayd:$$version" --build-arg "VERSION=$$version" \
+		--build-arg "REVISION=$$(git rev-parse HEAD 2>/dev/null || true)" $(ARGS) .
+
+container-test:
+	@venv=$$(sh .ci/setup container)
+	exec $(AS_ROOT) "$$venv/bin/python" -m tests.container --cache "$${venv%/*}/container"
 
 clean:
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
