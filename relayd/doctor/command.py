@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 import trio
@@ -21,7 +22,8 @@ def check(config: AgentConfig, *, as_json: bool) -> int:
 
     Raises RelaydError when it can't be printed.
     """
-    findings = judge(trio.run(survey, config))
+    with _telling(config):
+        findings = judge(trio.run(survey, config))
     with printing():
         if as_json:
             print(json.dumps(as_answer(config, findings), ensure_ascii=False))
@@ -30,6 +32,19 @@ def check(config: AgentConfig, *, as_json: bool) -> int:
 
             print_findings(findings)
     return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _telling(config: AgentConfig) -> AbstractContextManager[object]:
+    """On a terminal, that something goes on: a relay that doesn't answer takes seconds."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return nullcontext()
+    relay = (
+        f", and trying to reach {', '.join(one.address for one in config.relays)}" if config.relays else ""
+    )
+    return console.status(f"looking this host over{relay}")
 
 
 def as_answer(config: AgentConfig, findings: list[Finding]) -> dict[str, object]:
