@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
-from prometheus_client.metrics_core import Metric as Family
-
 from relayd import marks
 from relayd.observe.health import not_ready
+from relayd.observe.prometheus import (
+    CollectorRegistry,
+    CounterMetricFamily,
+    Family,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    ProcessCollector,
+    generate_latest,
+)
 
 MAX_PEERS = 1000
 """Peers with series of their own, the first in the order of the status: ten series each. The rest is counted

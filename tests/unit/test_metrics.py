@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,19 @@ async def test_a_running_relay_serves_what_its_counters_say(tmp_path: Path) -> N
     assert unexposed(status) == set(), "a line in relayd/observe/metrics.py, and its row in docs/metrics.md"
     families = {family.name for family in text_string_to_metric_families(body.decode())}
     assert families >= {metric.name.removesuffix("_total") for metric in RELAY}
+
+
+def test_what_prometheus_client_does_without_is_whole_for_others() -> None:
+    code = (
+        "import sys; from relayd.observe.metrics import Exporter; Exporter()\n"
+        "assert 'http.server' not in sys.modules and 'urllib.request' not in sys.modules\n"
+        "import urllib.request, http.server, wsgiref.simple_server\n"
+        "assert urllib.request.Request('http://a/').host == 'a' and http.server.HTTPServer.server_bind\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_page_has_every_metric_as_it_is_and_no_other() -> None:
