@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+import relayd
 from relayd.observe.control import NobodyAnswersError, ask
 
 PROGRAM = Path(sys.executable).with_name("relayd")
@@ -22,8 +23,9 @@ START_S = 90.0
 
 HERE = """\
 [Service]
-# The interpreter and relayd are below /root here, and nothing may be written there.
+# The interpreter and relayd may be in a home or below /tmp, and nothing may be written there.
 ProtectHome=no
+PrivateTmp=no
 Environment=PYTHONDONTWRITEBYTECODE=1
 TimeoutStartSec=90
 TimeoutStopSec=60
@@ -53,8 +55,10 @@ class Host:
 
     def install(self) -> None:
         """The units, with a drop-in for what is different here."""
-        # A dynamic user must reach the interpreter.
-        Path("/root").chmod(0o755)
+        # A dynamic user must reach the interpreter and relayd, which may be in somebody's home.
+        for place in (sys.prefix, sys.base_prefix, relayd.__file__):
+            for directory in Path(place).resolve().parents:
+                directory.chmod(directory.stat().st_mode | 0o055)
         self.said = sh(str(PROGRAM), "install-service")
         for unit in ("relayd.service", "relayd-agent@.service"):
             drop_in = Path(f"/etc/systemd/system/{unit}.d/here.conf")
