@@ -61,6 +61,12 @@ class Endpoint:
         """Whether it is one of ours: WireGuard talks to the proxy there, not to a peer."""
         return self.address.is_loopback
 
+    def without_scope(self) -> Self:
+        """The same without the zone of a link-local IPv6 address, which is this host's own affair."""
+        if isinstance(self.address, IPv6Address) and self.address.scope_id is not None:
+            return type(self)(IPv6Address(self.address.packed), self.port)
+        return self
+
     def __str__(self) -> str:
         if self.address.version == 6:
             return f"[{self.address}]:{self.port}"

@@ -2,6 +2,7 @@
 
     kernel WireGuard -> wg_proxy -> relay_link -> relay       (and back, all within the poller's task)
     kernel WireGuard -> reconciler (reconcile.plan) -> endpoints
+    peers' agents <-> direct_paths (path_prober) -> reconciler (verdicts)
     kernel's news -> host_keeper -> interface, rules, routes
 
 When it ends, connections and sockets go; interface, peers, endpoints, routes and rules stay as they are, so
@@ -32,6 +33,7 @@ from relayd.agent.beginning import (
     refuse_second,
 )
 from relayd.agent.direct_endpoints import DirectEndpoints
+from relayd.agent.direct_paths import DirectPaths
 from relayd.agent.handover import AgentHandover
 from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.known_relays import KnownRelays
@@ -40,6 +42,7 @@ from relayd.agent.node_key import with_key
 from relayd.agent.reconcile import Path as PathKind
 from relayd.agent.reconcile import PeerPath
 from relayd.agent.reconciler import Reconciler
+from relayd.agent.reinjector import Reinjector
 from relayd.agent.relay_link import LinkSettings, RelayLink
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
@@ -171,9 +174,11 @@ class Agent:
             ),
             known=KnownRelays(Path(config.state_dir) / RELAYS),
             handover=handover,
+            on_message=self._on_message,
             on_gone=self._on_gone,
             agents=lambda: len(self.reconciler.interface.peers) + 1,
         )
+        reinjector = Reinjector(interface.listen_port) if config.direct_paths else None
         self.proxy = WgProxy(
             self.poller,
             DatagramSocket(
@@ -185,8 +190,25 @@ class Agent:
             peers={},
             send_frames=self.link.send,
             congested=self.link.congested,
+            hand_over=reinjector,
         )
         stack.callback(self.proxy.close)
+        direct = DirectEndpoints(Path(config.state_dir), interface.name)
+        configured = {peer.key: peer.endpoint for peer in mesh.peers if peer.endpoint is not None}
+        self.direct_paths: DirectPaths | None = None
+        if reinjector is not None:
+            stack.callback(reinjector.close)
+            self.direct_paths = DirectPaths(
+                config,
+                interface,
+                self.poller,
+                reinjector,
+                stack,
+                link=self.link,
+                proxy=self.proxy,
+                nudge=self._nudge,
+                known=lambda key: filter(None, (configured.get(key), direct.endpoints.get(key))),
+            )
         self.reconciler = Reconciler(
             interface,
             wireguard,
@@ -194,8 +216,9 @@ class Agent:
             proxy=self.proxy,
             link=self.link,
             address_of=addresses.address_of,
-            direct=DirectEndpoints(Path(config.state_dir), interface.name),
-            configured={peer.key: peer.endpoint for peer in mesh.peers if peer.endpoint is not None},
+            direct=direct,
+            configured=configured,
+            deciders=self.direct_paths.prober if self.direct_paths is not None else None,
             proxy_port=self.proxy.port,
             fresh_handshake_s=config.fresh_handshake_s,
             every_s=config.reconcile_s,
@@ -219,6 +242,7 @@ class Agent:
             Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
             Service(name="relay link", run=self.link.run),
+            *(self.direct_paths.services() if self.direct_paths is not None else ()),
             Service(name="reconciler", run=self.reconciler.run),
             Service(name="host keeper", run=self.keeper.run),
         ]
@@ -239,7 +263,11 @@ class Agent:
             "proxy_port": self.proxy.port,
             "relay": self.link.status(),
             "paths": dict(Counter(str(peer["path"]) for peer in self.peers())),
-            "drops": merge_drops(self.link.drops(), self.proxy.drops()),
+            "drops": merge_drops(
+                self.link.drops(),
+                self.proxy.drops(),
+                self.direct_paths.drops() if self.direct_paths is not None else {},
+            ),
             "queued_bytes": self.link.queued_bytes,
             "queue_delay": self.link.delays.status(),
             "proxy": {"renewals": self.proxy.renewals, "last_error": self.proxy.last_error},
@@ -263,6 +291,13 @@ class Agent:
             peer_status(path, relayed.get(key), relay_connected=self.link.connected, now=now)
             for key, path in paths
         )
+
+    def _nudge(self) -> None:
+        self.reconciler.nudge()
+
+    def _on_message(self, key: bytes, payload: bytes, now: float) -> None:
+        if self.direct_paths is not None:
+            self.direct_paths.prober.on_relayed(key, payload, now)
 
     def _on_gone(self, gone: PeerGone) -> None:
         self.proxy.peer_gone(gone.key, gone.reason, trio.current_time())

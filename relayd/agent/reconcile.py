@@ -1,6 +1,8 @@
 """Which way each peer's packets leave the kernel: straight to the peer, or through the relay's proxy.
 
-`plan` decides, pure, from what the interface says; `Reconciler` reads, applies and logs. Per peer:
+`plan` decides, pure; `Reconciler` reads, applies and logs. A peer whose agent talks with ours has a verdict
+(`paths.selector`), and that is the decision. For all others, who may be plain WireGuard, it is made here,
+from what the interface says. Per peer:
 
     no endpoint                               relay    "no endpoint"
     one of ours, in marks.PROXY_NETWORK       relay    nothing is written, unless it isn't the right one
@@ -39,6 +41,7 @@ from relayd import marks
 from relayd.endpoints import Endpoint
 from relayd.kernel.device import Interface, Peer
 from relayd.keys import PublicKey
+from relayd.paths.pathfinder import Verdict
 
 TRY_S = 10.0
 """Two more initiations after the first: REKEY_TIMEOUT is 5 s (WireGuard paper, section 6)."""
@@ -98,6 +101,9 @@ class Surroundings:
     """Direct endpoints known from elsewhere: the configuration, or a life before this one."""
 
     fresh_handshake_s: float
+    verdicts: Mapping[PublicKey, Verdict] = field(default_factory=dict)
+    """What was found out together with the peers' own agents."""
+
     now: float
     """Monotonic seconds."""
 
@@ -109,7 +115,36 @@ def plan(
     interface: Interface, before: Mapping[PublicKey, PeerPath], around: Surroundings
 ) -> dict[PublicKey, PeerPath]:
     """Every peer's path from now on. `before` is the last plan, empty at the start."""
-    return {key: _decide(peer, before.get(key), around) for key, peer in interface.peers.items()}
+    return {
+        key: _decide(peer, before.get(key), around)
+        if (verdict := around.verdicts.get(key)) is None
+        else _follow(peer, verdict, before.get(key), around)
+        for key, peer in interface.peers.items()
+    }
+
+
+def _follow(peer: Peer, verdict: Verdict, before: PeerPath | None, around: Surroundings) -> PeerPath:
+    """The peer's path as its verdict has it."""
+    proxy = Endpoint(around.loopbacks[peer.key], around.proxy_port)
+    kept = not verdict.direct and _same(verdict.endpoint, peer.endpoint)
+    wanted = verdict.endpoint if verdict.direct and verdict.endpoint is not None else proxy
+    given_up = None
+    if not verdict.direct:
+        was_direct = peer.endpoint is not None and peer.endpoint.address not in marks.PROXY_NETWORK
+        given_up = peer.endpoint if was_direct else before.given_up if before is not None else None
+    return PeerPath(
+        peer=peer,
+        path=Path.DIRECT if verdict.direct else Path.RELAY,
+        reason=verdict.reason,
+        set_endpoint=None if kept or _same(peer.endpoint, wanted) else wanted,
+        handshake_at=_handshake_at(peer, before, around),
+        given_up=given_up,
+    )
+
+
+def _same(one: Endpoint | None, other: Endpoint | None) -> bool:
+    """Whether they are one endpoint. A userspace WireGuard tells no zone of a link-local address."""
+    return one is not None and other is not None and one.without_scope() == other.without_scope()
 
 
 def _decide(peer: Peer, before: PeerPath | None, around: Surroundings) -> PeerPath:

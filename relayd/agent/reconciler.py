@@ -20,6 +20,7 @@ from relayd.errors import HostError
 from relayd.kernel.wireguard import Interface, WireGuard
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe import log
+from relayd.paths.pathfinder import Verdict
 
 REPEAT_S = 60.0
 """Between two log lines about one peer's endpoint that can't be set for one and the same reason."""
@@ -46,6 +47,19 @@ class Link(Protocol):
         """The interface has this key now."""
 
 
+class Deciders(Protocol):
+    """Who has verdicts on peers (`path_prober.PathProber`)."""
+
+    def saw(self, interface: Interface, now: float) -> None:
+        """The interface was read. `now`: monotonic seconds, trio's."""
+
+    def verdicts(self, now: float) -> Mapping[PublicKey, Verdict]:
+        """By peer. One that isn't in there is nobody's but WireGuard's."""
+
+    def was_set(self, key: PublicKey, endpoint: Endpoint | None) -> None:
+        """WireGuard has this direct endpoint for the peer now, or (None) the proxy's."""
+
+
 class Reconciler:
     """One interface, its peers and their paths."""
 
@@ -63,19 +77,22 @@ class Reconciler:
         proxy_port: int,
         fresh_handshake_s: float,
         every_s: float,
+        deciders: Deciders | None = None,
         wall_clock: Callable[[], float] = time.time,
         on_read: Callable[[Interface], None] = lambda interface: None,
     ) -> None:
         """`interface` is what `wireguard` read last. `reopen` finds the interface again, under the same name,
         after it went away: it may be the kernel's then and not a process's. `wireguard` is closed by `close`.
         `direct` remembers the endpoints that the relay takes the place of; `configured` are those that the
-        configuration gives. `on_read` is told of the interface at each read.
+        configuration gives. `on_read` is told of the interface at each read. `deciders` None: all peers are
+        plain WireGuard's.
         """
         self._wireguard, self._reopen = wireguard, reopen
         self._proxy, self._link, self._address_of = proxy, link, address_of
         self._proxy_port, self._fresh_handshake_s, self._every_s = proxy_port, fresh_handshake_s, every_s
         self._direct, self._configured = direct, configured
-        self._wall_clock, self._on_read = wall_clock, on_read
+        self._deciders, self._wall_clock, self._on_read = deciders, wall_clock, on_read
+        self._nudged = trio.Event()
         self._loopbacks: dict[PublicKey, IPv4Address] = {}
         self._log = log.get(interface=interface.name)
         self._refused = log.Throttle(
@@ -93,8 +110,14 @@ class Reconciler:
         await self._apply(self.interface)
         task_status.started()
         while True:
-            await trio.sleep(self._every_s)
+            with trio.move_on_after(self._every_s):
+                await self._nudged.wait()
+            self._nudged = trio.Event()
             await self.look()
+
+    def nudge(self) -> None:
+        """Look at once: a verdict changed."""
+        self._nudged.set()
 
     async def look(self) -> None:
         """Read the interface once and act on it. That it is away is said once, and again when it is back."""
@@ -136,13 +159,19 @@ class Reconciler:
         self._loopbacks = loopbacks
 
     async def _apply(self, interface: Interface) -> None:
+        now = trio.current_time()
+        verdicts: Mapping[PublicKey, Verdict] = {}
+        if self._deciders is not None:
+            self._deciders.saw(interface, now)
+            verdicts = self._deciders.verdicts(now)
         around = Surroundings(
             loopbacks=self._loopbacks,
             proxy_port=self._proxy_port,
             relay_connected=self._link.connected,
             direct={**self._direct.endpoints, **self._configured},
             fresh_handshake_s=self._fresh_handshake_s,
-            now=trio.current_time(),
+            verdicts=verdicts,
+            now=now,
             wall_now=self._wall_clock(),
         )
         before, self.paths = self.paths, plan(interface, self.paths, around)
@@ -164,6 +193,9 @@ class Reconciler:
                     else:
                         self.paths[key] = known
                     continue
+                if self._deciders is not None:
+                    direct = decided.set_endpoint if decided.path is Path.DIRECT else None
+                    self._deciders.was_set(key, direct)
             if known is None or known.path is not decided.path:
                 self._say(key, decided)
 

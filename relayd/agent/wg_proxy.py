@@ -17,6 +17,7 @@ from ipaddress import IPv4Address
 from select import EPOLLIN
 from typing import Protocol
 
+from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
 from relayd.netio import mmsg
 from relayd.netio.datagrams import DatagramSocket
@@ -45,6 +46,10 @@ PAUSE_S = 0.005
 """How long WireGuard's datagrams stay in the socket's buffer, which has room for some 20 ms of them at full
 speed, while the link's queue is half full. On one core with a relay that waits for its turn, the queue
 would overflow meanwhile. No longer: a link that stands still must drop its oldest, not we our newest."""
+
+HOLD_BACK_S = 2.0
+"""After a peer went direct its relayed packets are late ones, for so long; more would be those of a peer that
+goes on by the relay, and must not lose them."""
 
 HEADS = 4096
 """Headers kept, by peer and length."""
@@ -86,6 +91,16 @@ class Watcher(Protocol):
         """Forget `fd`, before it is closed."""
 
 
+class HandOver(Protocol):
+    """Gives WireGuard packets as from another source (`reinjector.Reinjector`)."""
+
+    def can(self, source: Endpoint, /) -> bool:
+        """Whether it can for this source."""
+
+    def hand_over(self, payload: memoryview, source: Endpoint, /) -> bool:
+        """One packet. Whether the kernel took it."""
+
+
 class RelayedPeer:
     """A peer of the interface, as the proxy sees it: its key, its loopback address, and what went through.
 
@@ -96,6 +111,8 @@ class RelayedPeer:
 
     __slots__ = (
         "address",
+        "direct",
+        "direct_at",
         "gone_at",
         "gone_count",
         "gone_reason",
@@ -113,6 +130,8 @@ class RelayedPeer:
         self.tx_frames = self.tx_bytes = self.rx_frames = self.rx_bytes = 0
         self.gone_count = self.gone_reason = 0
         self.gone_at: float | None = None
+        self.direct: Endpoint | None = None
+        self.direct_at = 0.0
 
 
 class WgProxy:
@@ -129,6 +148,9 @@ class WgProxy:
         wireguard_buffer_full    EAGAIN or ENOBUFS towards WireGuard
         wireguard_port_closed    ECONNREFUSED: nothing listens on WireGuard's port
         wireguard_send_refused   EPERM: a firewall or a BPF hook of the host
+        late                     relayed packets of a peer that has just gone direct, held back where they
+        can't
+                                 be handed over as from its direct endpoint
         wireguard_send_failed    any other error of the kernel's; `last_error` has its text
         receive_failed           an error that waited on the socket, maybe the trace of a datagram
     """
@@ -142,12 +164,13 @@ class WgProxy:
         peers: Mapping[PublicKey, IPv4Address],
         send_frames: SendFrames,
         congested: Callable[[], bool] = _never,
+        hand_over: HandOver | None = None,
         segmenting: bool = True,
     ) -> None:
         """`sock` belongs to the proxy from now on; it listens at once. While `congested()`, nothing is read
         for PAUSE_S at a time."""
         self._watcher, self._sock, self._send_frames = watcher, sock, send_frames
-        self._congested = congested
+        self._congested, self._hand_over = congested, hand_over
         self._paused_until = 0.0
         self.pauses = 0
         """Times that reading was put off because the link was congested."""
@@ -218,6 +241,13 @@ class WgProxy:
             self._by_address[mmsg.word_of(address)] = peer
         self._heads.clear()
         self._slots.forget()
+
+    def set_direct(self, key: PublicKey, endpoint: Endpoint | None) -> None:
+        """The peer is sent to at `endpoint` now: what still comes for it through the relay is given to
+        WireGuard as from there. None: the relay is its path again."""
+        peer = self._by_key.get(key.raw)
+        if peer is not None and peer.direct != endpoint:
+            peer.direct, peer.direct_at = endpoint, self._watcher.now
 
     def peer_gone(self, key: PublicKey, reason: int, now: float) -> None:
         """A relay says that frames for `key` are lost there, and why. Of strangers nothing is noted."""
@@ -346,12 +376,30 @@ class WgProxy:
                 continue
             peer.rx_frames += count
             peer.rx_bytes += count * payload
+            if peer.direct is not None and self._deliver_direct(peer, buffer, start, stop, size, now):
+                continue
             added = add(peer.source, payloads + start, payload, size, count)
             while added < count:
                 self._flush(now)
                 added += add(peer.source, payloads + start + added * size, payload, size, count - added)
         if self._batch:
             self._flush(now)
+
+    def _deliver_direct(
+        self, peer: RelayedPeer, buffer: bytearray, start: int, stop: int, size: int, now: float
+    ) -> bool:
+        """Relayed packets of a peer that is direct. Whether they are dealt with."""
+        source, hand_over = peer.direct, self._hand_over
+        if source is not None and hand_over is not None and hand_over.can(source):
+            view = memoryview(buffer)
+            for at in range(start, stop, size):
+                if not hand_over.hand_over(view[at + KEYED_BYTES : at + size], source):
+                    self._drops["late"] += 1
+            return True
+        if now - peer.direct_at < HOLD_BACK_S:
+            self._drops["late"] += (stop - start) // size
+            return True
+        return False
 
     def _flush(self, now: float) -> None:
         batch = self._batch

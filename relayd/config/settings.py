@@ -309,6 +309,22 @@ AGENT = Role(
             kinds.choice("auto", "always", "never"),
             "ask AWS for this host's public address; auto: where it looks like one of theirs",
         ),
+        _paths(
+            "direct_paths",
+            kinds.SWITCH,
+            "look for direct paths together with the peers' agents, and take those that work",
+        ),
+        _paths(
+            "candidate_interfaces",
+            kinds.several(values.interface_name, "NAME", example="eth0"),
+            "interfaces whose addresses peers are told",
+            default="all that lead somewhere, and no bridges, overlays or tunnels",
+        ),
+        _paths(
+            "nat_hold_s",
+            kinds.duration(1, 600),
+            "between two datagrams on an idle direct path behind a NAT, to hold its mapping",
+        ),
         _timing("keepalive_s", _DURATION, "between two signs of life to the relay"),
         _timing("echo_s", _DURATION, "between two asks whether the relay lives"),
         _timing("dial_timeout_s", _DURATION, "for one attempt to reach the relay"),

@@ -208,6 +208,15 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     fresh_handshake_s: float = marks.HANDSHAKE_FRESH_S
     """A peer whose last handshake is older has no session, and goes to the relay."""
 
+    direct_paths: bool = True
+    """Off: a direct endpoint is what WireGuard has, and nothing is sent or heard on its port."""
+
+    candidate_interfaces: tuple[str, ...] = ()
+    """Empty: all whose addresses may mean something elsewhere (`paths.candidates.is_virtual`)."""
+
+    nat_hold_s: float = 10.0
+    """Mappings of the most forgetful NATs in the field live for 20 to 30 s."""
+
     reconcile_s: float = 1.0
     """Between two looks at the interface. A peer that went silent waits this much longer, no more."""
 

@@ -27,6 +27,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 # linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, and the
 # bits of RTNLGRP_IPV6_RULE (19) and RTNLGRP_IPV4_NETCONF (24).
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18 | 1 << 23
+_ADDRESS_GROUPS = 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 _NFTABLES = 1 << 6  # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES is 7
 
 _LINK, _ADDRESS, _ROUTES, _RULES, _NETCONF = (16, 17), (20, 21), (24, 25), (32, 33), (80, 81)
@@ -36,6 +37,7 @@ _CHAIN_NAMES = re.compile(
     b"[\x00\x02](?:%b)\x00" % b"|".join(re.escape(one.chain.encode()) for one in EXEMPTIONS)
 )
 _IFF_UP, _IFLA_IFNAME, _RTA_TABLE = 1, 3, 15
+_MAIN_TABLE = 254
 _BUFFER_BYTES = 64 << 10
 
 
@@ -47,6 +49,15 @@ async def watch(interface: str, changed: Callable[[], None], firewall_changed: C
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_listen, _ROUTE, _GROUPS, lambda data: concerns_routing(data, interface), changed)
         nursery.start_soon(_listen, _NETFILTER, _NFTABLES, concerns_firewall, firewall_changed)
+
+
+async def watch_addresses(changed: Callable[[], None]) -> None:
+    """Call `changed` when an address or a default route of this host comes or goes, until cancelled. It must
+    not block.
+
+    A socket that can't be had is told of, and done without.
+    """
+    await _listen(_ROUTE, _ADDRESS_GROUPS, concerns_addresses, changed)
 
 
 async def _listen(
@@ -115,6 +126,17 @@ def _concerns(kind: int, body: bytes, interface: str) -> bool:
             return len(body) >= 8 and socket.if_nametoindex(interface) == struct.unpack_from("=I", body, 4)[0]
         except OSError:
             return True  # it is gone
+    return False
+
+
+def concerns_addresses(data: bytes) -> bool:
+    """Whether rtnetlink's news are about any address, or about a default route of the main table."""
+    for kind, body in _messages(data):
+        if kind in _ADDRESS:
+            return True
+        # struct rtmsg: family, length of the destination's prefix, ..., table
+        if kind in _ROUTES and len(body) >= 12 and body[1] == 0 and body[4] == _MAIN_TABLE:
+            return True
     return False
 
 

@@ -3,5 +3,5 @@
 candidates   addresses, ours and a peer's, and which of them are worth a Ping
 checklist    one peer's pairs: what is pinged when, and what came of it
 selector     relay or direct: the table of all reasons to change
-peer_path    one peer: the three above, and the sealed messages between both ends
+pathfinder    one peer: the three above, and the sealed messages between both ends
 """

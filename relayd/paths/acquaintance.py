@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from math import inf
 
 from relayd.endpoints import Endpoint
@@ -63,8 +63,8 @@ class Local:
     hold_s: float = 10.0
     """Between two datagrams that keep a NAT's mapping alive; inf: there is no NAT in front of us."""
 
-    tunnels: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks inside of tunnels: no path may lead through them."""
+    own: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """All addresses of this host, those in the tunnel too: nobody may send our Pings there."""
 
     links: tuple[str, ...] = ()
     """Interfaces with a link-local address."""

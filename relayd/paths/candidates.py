@@ -193,13 +193,13 @@ def from_wire(
     told: Iterable[WireCandidate],
     *,
     tunnels: Collection[Network] = (),
-    own: Collection[Endpoint] = (),
+    own: Collection[Address] = (),
     links: Collection[str] = (),
     now: float = 0.0,
 ) -> list[Candidate]:
     """What of a peer's list may be pinged: it may name any address of the world, ours too.
 
-    `own`: our endpoints, which it must not send us to. `links`: interfaces with link-local addresses, on
+    `own`: our addresses, which it must not send us to. `links`: interfaces with link-local addresses, on
     each of which a link-local candidate is tried."""
     found: list[Candidate] = []
     for one in told:
@@ -210,7 +210,7 @@ def from_wire(
         if isinstance(endpoint.address, IPv6Address) and endpoint.address.is_link_local:
             ways = [Endpoint(IPv6Address(f"{endpoint.address}%{link}"), endpoint.port) for link in links]
         for way in ways:
-            if way not in own and is_usable(way.address, tunnels):
+            if way.address not in own and is_usable(way.address, tunnels):
                 found.append(
                     Candidate(
                         type=one.type,  # type: ignore[arg-type]  # is_known_type said so

@@ -159,6 +159,14 @@ class Checklist:
         for remote in remotes:
             self.meet(remote, now, method=PREDICTED)
 
+    def known(self, endpoint: Endpoint) -> Endpoint:
+        """`endpoint` as the pairs have it: WireGuard and peers name a link-local address without its zone, or
+        with a number for it."""
+        if endpoint.address.is_link_local and endpoint not in self.pairs:
+            plain = endpoint.without_scope()
+            return next((one for one in self.pairs if one.without_scope() == plain), endpoint)
+        return endpoint
+
     def start_round(self, now: float) -> None:
         """Ping every pair, those of the highest priority first. Where the peer was once met, and isn't any
         more, is forgotten."""

@@ -5,7 +5,7 @@
 
 Not ours is a peer that doesn't speak with us, or that can't be pinged from and at WireGuard's port: its
 endpoint is its own (`agent.reconcile` has the rules of plain WireGuard). All else is the table RULES below,
-in order; the first rule that holds is the change. Evidence comes from `peer_path`, which also sends what is
+in order; the first rule that holds is the change. Evidence comes from `pathfinder`, which also sends what is
 asked for here.
 
 What is taken for evidence of a direct path is an answer to a Ping on that very pair, and the kernel's receive
@@ -148,6 +148,8 @@ class Selector:
         """With DIRECT."""
         self.reason = "the peer's agent hasn't been heard of"
         self.since = now
+        self.relayed_because = self.reason
+        """Why the relay is the path, or was last: probing is no reason."""
         self.damping = Damping()
         self.history: deque[Change] = deque(maxlen=HISTORY)
         self.changes = 0
@@ -196,6 +198,8 @@ class Selector:
         self.ours, self.state = rule.ours_then, rule.to
         self.endpoint = outcome.endpoint
         self.reason, self.since = outcome.reason, e.now
+        if self.state is State.RELAY:
+            self.relayed_because = outcome.reason
         change = Change(e.now, self.state, self.endpoint, self.reason)
         self._remember(change)
         return change

@@ -1,6 +1,6 @@
 """A network that isn't there: two nodes behind NATs of every kind, a relay between them, a clock that jumps.
 
-Each node has a `PeerPath` and a WireGuard that does what the kernel does (it sends where its endpoint says,
+Each node has a `Pathfinder` and a WireGuard that does what the kernel does (it sends where its endpoint says,
 and roams to where authenticated packets come from). Packets are lost, delayed, doubled, cut off; addresses
 change. All of it is drawn from one seed, so a run that fails can be run again."""
 
@@ -20,7 +20,7 @@ from relayd.keys import PrivateKey
 from relayd.paths.acquaintance import Local
 from relayd.paths.candidates import Candidate, make
 from relayd.paths.counters import KernelView
-from relayd.paths.peer_path import PeerPath, Send
+from relayd.paths.pathfinder import Pathfinder, Send
 from relayd.paths.selector import State
 from relayd.wire.sealed_messages import Message, Ping, Pong
 from tests.helpers.identities import drawn
@@ -136,7 +136,7 @@ class Node:
         self.traffic = Traffic()
         self.every_s = inf
         """Between two packets that the node sends through the tunnel."""
-        self.path: PeerPath | None = None
+        self.path: Pathfinder | None = None
         self.changes: list[tuple[float, bool]] = []
         """When the path became direct (True) or relayed."""
         self.inner = Endpoint(ip_address(f"10.0.0.{len(network.nodes) + 1}"), WIREGUARD_PORT)
@@ -154,7 +154,7 @@ class Node:
     def begin(self, peer: Node) -> None:
         """Start the agent's half."""
         network = self.network
-        self.path = PeerPath(
+        self.path = Pathfinder(
             self.key.public(),
             peer.key.public(),
             session=network.draw(8),

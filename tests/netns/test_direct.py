@@ -68,7 +68,7 @@ def test_a_direct_tunnel_does_not_notice_the_agents_death(mesh: Mesh) -> None:
 @pytest.mark.usefixtures("lab")  # skips where none can be made
 def test_a_dead_direct_endpoint_is_replaced_by_the_relay() -> None:
     with Lab() as own:
-        short = Mesh(own, direct=True, agent_config=f"fresh_handshake_s = {FRESH_S}")
+        short = Mesh(own, direct=True, agent_config=f"direct_paths = false\nfresh_handshake_s = {FRESH_S}")
         pings = short.pings()
         pings.wait_back()
         drop_packets(short.a, f"ip saddr {DIRECT_NETWORK}")

@@ -143,7 +143,7 @@ def told(address: str, kind: str = "host") -> WireCandidate:
 
 
 def test_a_peer_cannot_send_our_pings_home_or_into_the_tunnel() -> None:
-    own = Endpoint(ip_address("192.0.2.7"), 51820)
+    own = ip_address("192.0.2.7")
     list_ = [told("127.0.0.1"), told("127.64.0.1"), told("10.99.0.9"), told("224.0.0.1"), told("192.0.2.7")]
     assert from_wire(list_, own=[own], tunnels=[TUNNEL]) == []
     assert len(from_wire([*list_, told("192.0.2.8")], own=[own], tunnels=[TUNNEL])) == 1

@@ -10,6 +10,7 @@ from relayd.agent.reconcile import RELAY_TRY_CAP_S, RELAY_TRY_S, TRY_S, Path, Pe
 from relayd.endpoints import Endpoint
 from relayd.kernel.wireguard import Interface, Peer
 from relayd.keys import PublicKey
+from relayd.paths.pathfinder import Verdict
 
 KEY = PublicKey(b"p" * 32)
 OWN = PublicKey(b"o" * 32)
@@ -260,3 +261,57 @@ def test_peers_come_and_go_with_the_interface() -> None:
     paths = plan(two, {}, at)
     assert {key: path.path for key, path in paths.items()} == {KEY: Path.RELAY, other: Path.DIRECT}
     assert plan(interface(peer(None)), paths, at).keys() == {KEY}
+
+
+# Peers whose agents talk with ours --------------------------------------------------------------------------
+
+
+def follow(
+    one: Peer, verdict: Verdict | None, before: Mapping[PublicKey, PeerPath] | None = None, now: float = 0.0
+) -> PeerPath:
+    verdicts = {} if verdict is None else {KEY: verdict}
+    return plan(interface(one), before or {}, replace(around(now), verdicts=verdicts))[KEY]
+
+
+def test_a_verdict_is_the_decision_whatever_the_session() -> None:
+    for age_s in (1.0, 1000.0, None):
+        decided = follow(peer(None, handshake_age_s=age_s), Verdict(True, DIRECT, "answered"))
+        assert (decided.path, decided.reason, decided.set_endpoint) == (Path.DIRECT, "answered", DIRECT)
+        decided = follow(peer(DIRECT, handshake_age_s=age_s), Verdict(False, None, "silent"))
+        assert (decided.path, decided.reason, decided.set_endpoint) == (Path.RELAY, "silent", PROXY)
+
+
+def test_what_the_kernel_has_already_is_not_written() -> None:
+    assert follow(peer(DIRECT), Verdict(True, DIRECT, "")).set_endpoint is None
+    assert follow(peer(PROXY), Verdict(False, None, "")).set_endpoint is None
+
+
+def test_a_late_relayed_packet_is_answered_by_setting_the_direct_endpoint_again() -> None:
+    assert follow(peer(PROXY, handshake_age_s=1.0), Verdict(True, DIRECT, "")).set_endpoint == DIRECT
+
+
+def test_an_endpoint_that_may_stay_for_a_moment_stays() -> None:
+    kept = follow(peer(DIRECT), Verdict(False, DIRECT, "checking"))
+    assert (kept.path, kept.set_endpoint) == (Path.RELAY, None)
+    assert follow(peer(PROXY), Verdict(False, DIRECT, "checking")).set_endpoint is None
+    elsewhere = Endpoint.parse("192.0.2.10:51820")
+    assert follow(peer(elsewhere), Verdict(False, DIRECT, "checking")).set_endpoint == PROXY
+
+
+def test_the_direct_endpoint_that_the_relay_took_the_place_of_is_remembered() -> None:
+    first = follow(peer(DIRECT), Verdict(False, None, "silent"))
+    assert first.given_up == DIRECT
+    assert follow(peer(PROXY), Verdict(False, None, "silent"), {KEY: first}).given_up == DIRECT
+
+
+def test_link_local_endpoints_are_one_with_and_without_their_zone() -> None:
+    scoped, plain = Endpoint.parse("[fe80::1%eth0]:51820"), Endpoint.parse("[fe80::1]:51820")
+    assert follow(peer(plain), Verdict(True, scoped, "")).set_endpoint is None
+    assert follow(peer(scoped), Verdict(True, scoped, "")).set_endpoint is None
+
+
+def test_without_a_verdict_the_rules_of_plain_wireguard_go_on() -> None:
+    assert follow(peer(DIRECT, handshake_age_s=1000.0), None).reason == "idle"
+    was_ours = follow(peer(DIRECT, handshake_age_s=1000.0, tx_bytes=1), Verdict(True, DIRECT, "answered"))
+    later = follow(peer(DIRECT, handshake_age_s=1000.0, tx_bytes=2), None, {KEY: was_ours}, now=1.0)
+    assert (later.path, later.reason) == (Path.DIRECT, "trying")

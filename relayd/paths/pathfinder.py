@@ -1,6 +1,6 @@
 """One peer: what is said to it, what is heard from it, and what follows for its path.
 
-    sealed messages, kernel reads, own addresses, time  ->  PeerPath  ->  messages to be sent, a Verdict
+    sealed messages, kernel reads, own addresses, time  ->  Pathfinder  ->  messages to be sent, a Verdict
 
 Pure: `agent.path_prober` has the sockets and the clock, tests have a simulated network. Who drives it calls
 `act` after each event, and by `next_at` at the latest."""
@@ -87,7 +87,7 @@ class _Announcement:
     sent: int = 0
 
 
-class PeerPath:
+class Pathfinder:
     """One peer's path. Times are monotonic seconds."""
 
     def __init__(
@@ -127,8 +127,10 @@ class PeerPath:
 
     # What happens -------------------------------------------------------------------------------------------
 
-    def saw(self, view: KernelView, now: float) -> None:
-        """The kernel was read."""
+    def saw(self, view: KernelView, now: float) -> bool:
+        """The kernel was read. Whether there is anything to act on."""
+        if view.endpoint is not None:
+            view = replace(view, endpoint=self.checklist.known(view.endpoint))
         before, self._view = self._view, view
         self.counters.saw(view, now)
         endpoint = view.endpoint
@@ -138,6 +140,14 @@ class PeerPath:
             pair = self.checklist.meet(endpoint, now, method="WireGuard")
             if self.able:  # what authenticated packets come from is worth a Ping at once
                 self.checklist.trigger(pair, now)
+        if before is None or before.endpoint != endpoint or before.session != view.session:
+            return True
+        moved = before.rx_bytes != view.rx_bytes or before.tx_bytes != view.tx_bytes
+        return self.selector.strayed_at < inf or (self.direct and (moved or self.doubtful(now)))
+
+    def doubtful(self, now: float) -> bool:
+        """Whether the present direct path owes an answer: what the kernel received is worth a look."""
+        return self.direct and now >= self.beat.doubtful_at(self.round_trip_s)
 
     def was_set(self, endpoint: Endpoint | None) -> None:
         """WireGuard has been given this direct endpoint, or (None) the proxy's."""
@@ -219,8 +229,7 @@ class PeerPath:
 
     def _heard_candidates(self, message: Candidates, *, fresh: bool, now: float) -> None:
         local = self._local
-        own = {one.endpoint for one in local.candidates}
-        found = from_wire(message.candidates, tunnels=local.tunnels, own=own, links=local.links, now=now)
+        found = from_wire(message.candidates, own=local.own, links=local.links, now=now)
         before = bool(self.checklist.pairs)
         new = self.checklist.set_remote(found, now)
         if fresh:
@@ -236,6 +245,8 @@ class PeerPath:
     def _heard_path(self, message: PathChanged, source: Endpoint | None, now: float) -> None:
         direct = message.path == "direct"
         remote = (source or message.mine_endpoint()) if direct else None
+        if remote is not None:
+            remote = self.checklist.known(remote)
         self._word = PeerWord(direct, remote, now)
         if remote is not None and remote != self.selector.endpoint and self.able:
             self.checklist.trigger(self.checklist.meet(remote, now, method="its word"), now)
@@ -293,9 +304,11 @@ class PeerPath:
             return None
         if selector.state is State.DIRECT:
             return Verdict(True, selector.endpoint, selector.reason)
+        if self._view is None or self._view.endpoint is None:
+            return Verdict(False, None, selector.relayed_because)
         evidence = self._evidence(now)
         kept = evidence.kernel if evidence.kernel is not None and selector.tolerates(evidence) else None
-        return Verdict(False, kept, selector.reason)
+        return Verdict(False, kept, selector.relayed_because)
 
     def _decide(self, now: float) -> None:
         self._decided_at = now
@@ -440,8 +453,8 @@ class PeerPath:
                 session=session.own,
                 yours=session.yours,
                 path="direct" if current.direct else "relay",
-                endpoint="" if endpoint is None else str(endpoint).partition("%")[0],
-                mine="" if seen is None else str(seen),
+                endpoint="" if endpoint is None else str(endpoint.without_scope()),
+                mine="" if seen is None else str(seen.without_scope()),
             )
             if way is not None or self.agent.connected:
                 out.append(Send(message, way))

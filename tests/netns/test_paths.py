@@ -1,0 +1,111 @@
+"""Two agents behind NATs, with real packets: every pairing, changes under a ping, cuts, and an address
+change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import combinations_with_replacement
+
+import pytest
+
+from relayd.endpoints import Endpoint
+from tests.helpers.natlab import Ipv6, Nat
+from tests.helpers.netns import wait_until
+from tests.helpers.path_mesh import PORTS, PathMesh, Pings
+
+FIRST_PING_S = 2.0
+DIRECT_S = 5.0
+RELAYED_FOR_S = 6.0
+"""A pair that is still relayed after this isn't about to go direct: a round of checks takes 5.4 s."""
+
+KINDS: dict[str, tuple[Nat, ...]] = {
+    "none": (),
+    "full cone": (Nat.FULL_CONE,),
+    "address-restricted": (Nat.ADDRESS_RESTRICTED,),
+    "port-restricted": (Nat.PORT_RESTRICTED,),
+    "symmetric": (Nat.SYMMETRIC,),
+    "sequential": (Nat.SYMMETRIC_SEQUENTIAL,),
+    "double": (Nat.PORT_RESTRICTED, Nat.FULL_CONE),
+    "UDP blocked": (Nat.UDP_BLOCKED,),
+}
+
+
+def in_theory(a: str, b: str) -> str:
+    """RFC 5128, section 3.3 and 3.4; "sequential" is a symmetric NAT whose ports can be predicted."""
+    pair = {a, b}
+    if "UDP blocked" in pair:
+        return "relay"
+    hard = {"port-restricted", "symmetric", "double"}
+    if "symmetric" in pair and (len(pair) == 1 or pair & (hard - {"symmetric"})):
+        return "relay"
+    if pair == {"symmetric", "sequential"}:
+        return "relay"  # one prediction is of no use to a port that is drawn
+    return "direct"
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[tuple[str, str], str]]:
+    """What was found, for all pairings that were tried; printed in the end."""
+    found: dict[tuple[str, str], str] = {}
+    yield found
+    names = list(KINDS)
+    print("\n\n" + "".ljust(20) + "".join(name.ljust(20) for name in names))
+    for a in names:
+        print(a.ljust(20) + "".join((found.get((b, a)) or found.get((a, b), "")).ljust(20) for b in names))
+
+
+BLOCKED_TRIED_WITH = ("none", "port-restricted")
+"""No UDP is no UDP: these two stand for all."""
+
+PAIRS = [
+    (a, b)
+    for a, b in combinations_with_replacement(KINDS, 2)
+    if b != "UDP blocked" or a in BLOCKED_TRIED_WITH
+]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS, ids=lambda name: name.replace(" ", "-"))
+def test_a_pairing_takes_the_path_that_theory_allows(
+    a: str, b: str, table: dict[tuple[str, str], str]
+) -> None:
+    with PathMesh(KINDS[a], KINDS[b], ipv6=Ipv6.NONE) as mesh:
+        mesh.start_agents()
+        up_at = mesh.wait_up()
+        pings = Pings(mesh)
+        first_at = wait_until(pings.first_at, "a ping is answered")
+        expected = in_theory(a, b)
+        if expected == "direct":
+            direct_at = mesh.wait_path("direct")
+            assert direct_at - up_at < DIRECT_S
+            table[a, b] = f"direct {max(0.0, direct_at - up_at):.1f} s"
+        else:
+            time.sleep(max(0.0, up_at + RELAYED_FOR_S - time.time()))
+            assert [mesh.path(name) for name in ("a", "b")] == ["relay", "relay"]
+            table[a, b] = "relay"
+        assert first_at - up_at < FIRST_PING_S
+        result = pings.stop()
+        assert result.lost() == []
+        assert result.most_copies() <= 2
+
+
+def test_over_ipv6_two_firewalls_open_to_each_other() -> None:
+    with PathMesh((Nat.SYMMETRIC,), (Nat.SYMMETRIC,), ipv6=Ipv6.FIREWALL) as mesh:
+        mesh.start_agents()
+        mesh.wait_up()
+        pings = Pings(mesh)
+        mesh.wait_path("direct")
+        result = pings.stop()
+        assert result.lost() == []
+        assert {str(mesh.endpoint(name)) for name in ("a", "b")} == {
+            str(Endpoint(mesh.internet.address(name, 6), PORTS[name])) for name in ("a", "b")
+        }
+
+
+def test_two_hosts_behind_one_nat_meet_on_its_inside() -> None:
+    with PathMesh((Nat.SYMMETRIC,), one_site=True, ipv6=Ipv6.NONE) as mesh:
+        mesh.start_agents()
+        mesh.wait_up()
+        mesh.wait_path("direct")
+        endpoint = mesh.endpoint("a")
+        assert endpoint == Endpoint(mesh.internet.lan_address("a", 1), PORTS["b"])

@@ -1,0 +1,222 @@
+"""The shell around the pathfinders: two of them, sealed messages through a relay and over ports that aren't
+there."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from math import inf
+
+import trio
+import trio.testing
+
+from relayd.agent.path_prober import PathProber, Proxied
+from relayd.endpoints import Endpoint
+from relayd.kernel.wireguard import Interface, Peer
+from relayd.keys import PrivateKey, PublicKey
+from relayd.netio.raw_udp import Address, Datagram
+from relayd.paths.acquaintance import Local
+from relayd.paths.candidates import make
+from relayd.wire.frames import KEYED_BYTES
+from tests.helpers.identities import ALICE, BOB, MALLORY
+from tests.helpers.sealing import Draws
+
+HOMES = {"a": Endpoint.parse("192.0.2.1:51820"), "b": Endpoint.parse("192.0.2.2:51820")}
+
+
+@dataclass
+class Counted:
+    rx_bytes: int = 0
+
+
+class Side:
+    """One agent's prober, with everything around it faked, and connected to the other side."""
+
+    def __init__(self, name: str, key: PrivateKey, peer: PublicKey) -> None:
+        self.name, self.key, self.peer = name, key, peer
+        self.other: Side | None = None
+        self.connected = True
+        self.estimated = False
+        self.error: OSError | None = None
+        self.ports: list[int] = []
+        self.direct: dict[PublicKey, Endpoint | None] = {}
+        self.nudges = 0
+        self.peers: Mapping[PublicKey, Proxied] = {peer: Counted()}
+        self.endpoint: Endpoint | None = None
+        self.prober = PathProber(
+            self.interface(),
+            link=self,
+            proxy=self,
+            nudge=self.nudge,
+            draw=Draws(name),
+            wall_clock=lambda: 0.0,
+        )
+
+    def interface(self, **more: object) -> Interface:
+        peer = Peer(self.peer, self.endpoint, (), None, 0, 0, 0)
+        whole = Interface("wg0", self.key.public(), 51820, 0, {peer.key: peer}, self.key)
+        return replace(whole, **more)  # type: ignore[arg-type]
+
+    def begin(self) -> None:
+        self.prober.use(self)
+        self.prober.saw(self.interface(), trio.current_time())
+        self.prober.localize(Local(candidates=(make("host", HOMES[self.name]),), hold_s=inf), moved=False)
+
+    def look(self) -> None:
+        """What the reconciler does."""
+        now = trio.current_time()
+        self.prober.saw(self.interface(), now)
+        verdict = self.prober.verdicts(now).get(self.peer)
+        if verdict is not None and verdict.endpoint != self.endpoint:
+            self.endpoint = verdict.endpoint
+            self.prober.was_set(self.peer, verdict.endpoint)
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+    # Link, port, proxy.
+
+    def send(
+        self, what: Sequence[bytes | memoryview] | bytes, to: int | Endpoint, *, source: Address | None = None
+    ) -> None:
+        other = self.other
+        if self.error is not None and isinstance(to, Endpoint):
+            raise self.error
+        if other is None:
+            return
+        if isinstance(to, Endpoint):
+            assert isinstance(what, bytes)
+            if to == HOMES[other.name]:
+                heard = Datagram(payload=what, source=HOMES[self.name], local=to.address)
+                self.later(lambda: other.prober.on_datagram(heard))
+        elif self.connected and other.connected:
+            (frame,) = what
+            payload = bytes(frame)[KEYED_BYTES:]
+            self.later(lambda: other.prober.on_relayed(self.key.public().raw, payload, 0.0))
+
+    def later(self, what: Callable[[], None]) -> None:
+        self.nursery.start_soon(self._after, what)
+
+    nursery: trio.Nursery
+
+    async def _after(self, what: Callable[[], None]) -> None:
+        await trio.sleep(0.01)
+        what()
+
+    def set_port(self, port: int) -> None:
+        self.ports.append(port)
+
+    def set_direct(self, key: PublicKey, endpoint: Endpoint | None) -> None:
+        self.direct[key] = endpoint
+
+
+async def together(
+    nursery: trio.Nursery, *, a: Callable[[Side], None] = lambda _side: None
+) -> tuple[Side, Side]:
+    """Both sides, started."""
+    sides = Side("a", ALICE, BOB.public()), Side("b", BOB, ALICE.public())
+    a(sides[0])
+    for side, other in (sides, sides[::-1]):
+        side.other, side.nursery = other, nursery
+        side.begin()
+        await nursery.start(side.prober.run)
+
+    async def looks(side: Side) -> None:
+        while True:
+            await trio.sleep(0.2)
+            side.look()
+
+    for side in sides:
+        nursery.start_soon(looks, side)
+    return sides
+
+
+async def test_two_agents_find_the_direct_path_and_tell_proxy_and_reconciler(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    a, b = await together(nursery)
+    await trio.sleep(2.0)
+    for side, other in ((a, b), (b, a)):
+        assert side.endpoint == HOMES[other.name]
+        assert side.direct == {other.key.public(): HOMES[other.name]}
+        assert side.nudges
+        verdict = side.prober.verdicts(trio.current_time())[other.key.public()]
+        assert verdict.direct
+
+
+async def test_without_the_port_no_verdict_is_ever_given(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    def no_raw_sockets(side: Side) -> None:
+        side.estimated = True
+
+    a, b = await together(nursery, a=no_raw_sockets)
+    await trio.sleep(30.0)
+    for side in (a, b):
+        assert side.prober.verdicts(trio.current_time()) == {}
+        assert side.endpoint is None
+
+
+async def test_a_pair_that_cannot_be_sent_to_fails_and_harms_nobody(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    def no_route(side: Side) -> None:
+        side.error = OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    a, _ = await together(nursery, a=no_route)
+    await trio.sleep(10.0)
+    assert a.endpoint is None
+    assert a.prober.counts["unsent: Network is unreachable"] > 0
+    assert not a.prober.verdicts(trio.current_time())[a.peer].direct
+
+
+async def test_peers_and_keys_come_and_go(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    a, _ = await together(nursery)
+    now = trio.current_time()
+    a.prober.saw(a.interface(peers={}), now)
+    assert a.prober.finders == {}
+    stranger = MALLORY.public()
+    peers = {stranger: Peer(stranger, None, (), None, 0, 0, 0)}
+    a.prober.saw(a.interface(peers=peers, private_key=MALLORY, public_key=stranger), now)
+    assert set(a.prober.finders) == {stranger}
+    a.prober.was_set(BOB.public(), None)  # of a peer that went meanwhile
+
+
+async def test_a_new_listen_port_is_followed(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    a, _ = await together(nursery)
+    a.prober.saw(a.interface(listen_port=40_000), trio.current_time())
+    assert a.ports == [40_000]
+
+
+async def test_strangers_and_garbage_are_counted_and_no_more(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    a, _ = await together(nursery)
+    from relayd.wire.sealed import Channel
+    from relayd.wire.sealed_messages import Ping
+
+    stranger = Channel.between(MALLORY, ALICE.public()).seal(Ping(bytes(12)), bytes(24))
+    a.prober.on_relayed(b"", stranger, 0.0)
+    a.prober.on_relayed(b"", b"Rubbish", 0.0)
+    a.prober.on_datagram(Datagram(payload=stranger, source=HOMES["b"], local=ip_address("192.0.2.1")))
+    assert a.prober.drops() == {"sealed_unknown_key": 2, "sealed_malformed": 1}
+
+
+async def test_a_relay_that_comes_late_is_noticed(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    def no_relay(side: Side) -> None:
+        side.connected = False
+
+    a, b = await together(nursery, a=no_relay)
+    await trio.sleep(20.0)
+    assert not a.prober.verdicts(trio.current_time())
+    a.connected = True
+    await trio.sleep(3.0)
+    assert (a.endpoint, b.endpoint) == (HOMES["b"], HOMES["a"])
