@@ -202,8 +202,9 @@ class OwnAddresses:
         behind_nat = not mapped or any(one.endpoint.address not in base.own for one in mapped)
         self.local = replace(
             base,
-            # What a symmetric NAT gave for a STUN server is of no use to a peer.
-            candidates=tuple(chosen([*self._hosts, *([] if self.symmetric else mapped)])),
+            # What a symmetric NAT gave for a STUN server isn't what a peer gets, but one has to be told: a
+            # peer whose own NAT filters by address alone opens it by a Ping there.
+            candidates=tuple(chosen([*self._hosts, *(mapped[:1] if self.symmetric else mapped)])),
             hold_s=self._hold_s if behind_nat else inf,
             prediction=self._prediction,
         )

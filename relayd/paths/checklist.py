@@ -219,7 +219,10 @@ class Checklist:
         if now < self._paced_until:
             return []
         ready = [pair for pair in self.pairs.values() if pair.next_at <= now]
-        for pair in sorted(ready, key=lambda one: (not one.triggered, one.sent, -one.priority)):
+        # What was predicted goes first: each Ping elsewhere has two counting NATs give out one more port.
+        for pair in sorted(
+            ready, key=lambda one: (not one.triggered, one.sent, one.method != PREDICTED, -one.priority)
+        ):
             probe = self._next_probe(pair, now)
             if probe is not None:
                 self._paced_until = now + PACE_S
