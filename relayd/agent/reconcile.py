@@ -136,7 +136,7 @@ def _follow(peer: Peer, verdict: Verdict, before: PeerPath | None, around: Surro
         peer=peer,
         path=Path.DIRECT if verdict.direct else Path.RELAY,
         reason=verdict.reason,
-        set_endpoint=None if kept or _same(peer.endpoint, wanted) else wanted,
+        set_endpoint=None if kept or (_same(peer.endpoint, wanted) and not verdict.renew) else wanted,
         handshake_at=_handshake_at(peer, before, around),
         given_up=given_up,
     )

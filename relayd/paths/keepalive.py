@@ -42,6 +42,10 @@ class Beat:
         self.running = False
         self.unanswered, self.unanswered_since = 0, inf
 
+    def hurry(self) -> None:
+        """The next Ping is due now."""
+        self.sent_at = -inf
+
     def sent(self, now: float) -> None:
         """A Ping was sent."""
         self.sent_at = now

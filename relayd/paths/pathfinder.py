@@ -76,6 +76,9 @@ class Verdict:
     """With `direct`. On the relay: a direct endpoint that WireGuard roamed to, and may keep for the
     moment."""
     reason: str
+    renew: bool = False
+    """Whether to set the endpoint though it is set: a userspace WireGuard goes on sending from the own
+    address that it sent from last, if that is gone too, until it is told anew."""
 
 
 @dataclass(slots=True)
@@ -122,6 +125,7 @@ class Pathfinder:
         self._want_round = True
         self._again_s = AGAIN_S
         self._hurried_until = -inf
+        self._renew = False
         self._decided_at = now
         self._heard_pings: OrderedDict[bytes, None] = OrderedDict()
 
@@ -155,6 +159,7 @@ class Pathfinder:
             self._view = replace(self._view, endpoint=endpoint)
         if endpoint is not None and endpoint == self.selector.endpoint:
             self._arrived = True
+            self._renew = False
 
     def relay_is(self, connected: bool, now: float) -> None:
         """The link to the relay came or went."""
@@ -171,6 +176,10 @@ class Pathfinder:
             self._hurried_until = now + HURRY_S
             self.checklist.invalidate()
             self.selector.damping.forgive()
+            self._renew = self.direct
+            self.beat.hurry()
+            if self.direct:  # our packets come from elsewhere now
+                self._announcement = _Announcement(direct=True, next_at=now)
 
     def heard(self, message: Message, source: Endpoint | None, now: float) -> list[Send]:
         """The peer says `message`, from `source` or (None) through the relay. What is answered at once."""
@@ -303,7 +312,7 @@ class Pathfinder:
         if not selector.ours:
             return None
         if selector.state is State.DIRECT:
-            return Verdict(True, selector.endpoint, selector.reason)
+            return Verdict(True, selector.endpoint, selector.reason, self._renew)
         if self._view is None or self._view.endpoint is None:
             return Verdict(False, None, selector.relayed_because)
         evidence = self._evidence(now)

@@ -320,7 +320,7 @@ def _strayed(s: Selector, e: Evidence) -> Outcome | None:
 
 def _followed(s: Selector, e: Evidence) -> Outcome | None:
     word = e.word
-    if word is None or not word.direct or word.remote in (None, s.endpoint) or e.leads or word.at <= s.since:
+    if word is None or not word.direct or word.remote in (None, s.endpoint) or word.at <= s.since:
         return None
     if any(pair.remote == word.remote for pair in e.valid):
         return Outcome("the peer went there, and a full-size Ping was answered", word.remote)

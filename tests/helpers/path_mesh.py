@@ -53,6 +53,11 @@ class Pings:
         answers = self.answers()
         return answers[0][1] if answers else None
 
+    def last_at(self) -> float | None:
+        """When the last answer so far came; None: none has."""
+        answers = self.answers()
+        return answers[-1][1] if answers else None
+
     def stop(self) -> Result:
         """End it, and give what was on its way the time to arrive."""
         os.kill(self.process.pid, signal.SIGINT)  # which makes it print its summary
@@ -61,7 +66,7 @@ class Pings:
         summary = re.search(r"(\d+) packets transmitted, (\d+) received", self.process.output())
         self._mesh.internet.lab.discard(self.process)
         assert summary is not None, "ping says no summary"
-        return Result(int(summary[1]), answers)
+        return Result(int(summary[1]), answers, self.started_at)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,18 @@ class Result:
 
     sent: int
     answers: list[tuple[int, float, float]]
+    started_at: float
+
+    def lost_at(self) -> list[float]:
+        """About when each of the lost ones was sent: as the answered ones around it were."""
+        sent = {number: at - trip_s for number, at, trip_s in self.answers}
+        found, last = [], self.started_at
+        lost = set(self.lost())
+        for number in range(1, self.sent + 1):
+            last = sent.get(number, last)
+            if number in lost:
+                found.append(last)
+        return found
 
     def lost(self) -> list[int]:
         """Numbers without an answer. The last few may have been on their way when it ended."""
@@ -137,13 +154,17 @@ class PathMesh:
         self.started_at = time.time()
         for name in names or ("a", "b"):
             node = self.nodes[name]
-            path = node.path("/run/agent.toml")
-            path.write_text(f'[agent]\nlog = "json"\n{self._agent}\n')
+            if not node.path("/run/agent.toml").exists():
+                self.write_config(name, self._agent)
             self.agents[name] = node.relayd(
                 "agent", "--config", "/run/agent.toml", "--insecure-relay", "--interface", INTERFACE,
                 "--relay", f"{self.internet.address('relay')}:{RELAY_PORT}", "--state", "/run/wirekube",
                 "--control", CONTROL, "--http", "off",
             )  # fmt: skip
+
+    def write_config(self, name: str, lines: str) -> None:
+        """What the agent's [agent] table says."""
+        self.nodes[name].path("/run/agent.toml").write_text(f'[agent]\nlog = "json"\n{lines}\n')
 
     def status(self, name: str) -> Mapping[str, Any] | None:
         """The agent's only peer, as `relayd status` has it; None: no agent answers."""

@@ -1,0 +1,134 @@
+"""A ping every 10 ms through everything that can happen to a path: promotion, cuts, returns, a new
+address."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from relayd.endpoints import Endpoint
+from relayd.marks import PROXY_NETWORK
+from tests.helpers.natlab import Ipv6, Nat
+from tests.helpers.netns import wait_until
+from tests.helpers.path_mesh import PORTS, PathMesh, Pings
+
+BACK_ON_RELAY_S = 4.0
+MOVED_S = 3.0
+RETURN_S = 60.0
+"""For a path that is back: the wait after its failure is 5 s, and rounds of checks get rarer."""
+
+NATS = ((Nat.PORT_RESTRICTED,), (Nat.FULL_CONE,))
+
+
+@pytest.fixture
+def mesh() -> Iterator[PathMesh]:
+    with PathMesh(*NATS, ipv6=Ipv6.NONE) as mesh:
+        mesh.start_agents()
+        mesh.wait_up()
+        mesh.wait_path("direct")
+        yield mesh
+
+
+def test_a_cut_path_is_left_within_4_s_and_taken_again_without_a_loss(mesh: PathMesh) -> None:
+    pings = Pings(mesh)
+    time.sleep(2.0)
+    mesh.internet.cut("a", "b")
+    cut_at = time.time()
+    mesh.wait_path("relay")
+    wait_until(lambda: (pings.last_at() or 0.0) > cut_at + 1.0, "pings are answered by the relay")
+    time.sleep(1.0)
+    mesh.internet.mend("a", "b")
+    back_at = time.time()
+    mesh.wait_path("direct", timeout_s=RETURN_S)
+    time.sleep(2.0)
+    result = pings.stop()
+    ((began_at, silent_s),) = result.silences()  # one, and no other
+    assert began_at - cut_at < 0.5
+    assert silent_s < BACK_ON_RELAY_S
+    assert not [at for at in result.lost_at() if at > back_at]
+    assert result.most_copies() <= 2
+
+
+def test_a_path_that_dies_one_way_is_left_by_both_ends(mesh: PathMesh) -> None:
+    pings = Pings(mesh)
+    time.sleep(2.0)
+    mesh.internet.cut("a", "b", both=False)
+    cut_at = time.time()
+    mesh.wait_path("relay")
+    wait_until(lambda: (pings.last_at() or 0.0) > cut_at + 1.0, "pings are answered by the relay")
+    result = pings.stop()
+    assert max(silent_s for _, silent_s in result.silences()) < BACK_ON_RELAY_S
+
+
+def test_the_endpoint_in_wireguard_is_the_one_that_was_decided_on(mesh: PathMesh) -> None:
+    """G20, at 10 Hz, with traffic both ways: not even for a moment another one."""
+    pings = Pings(mesh), Pings(mesh, "b")
+    decided = {name: mesh.endpoint(name) for name in ("a", "b")}
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until:
+        assert {name: mesh.endpoint(name) for name in ("a", "b")} == decided
+        time.sleep(0.1)
+    assert all(one.stop().lost() == [] for one in pings)
+    assert all(found is not None and found.address not in PROXY_NETWORK for found in decided.values())
+
+
+def test_a_new_address_of_one_end_is_direct_again_in_under_3_s() -> None:
+    with PathMesh((), (), ipv6=Ipv6.NONE) as mesh:
+        mesh.start_agents()
+        mesh.wait_up()
+        mesh.wait_path("direct")
+        pings = Pings(mesh)
+        time.sleep(2.0)
+        address = mesh.internet.renumber("a")
+        moved_at = time.time()
+        wait_until(
+            lambda: mesh.endpoint("b") == Endpoint(address, PORTS["a"]) and mesh.path("b") == "direct",
+            "b sends to the new address",
+        )
+        time.sleep(4.0)
+        result = pings.stop()
+        late = [(at, silent_s) for at, silent_s in result.silences() if at + silent_s > moved_at + MOVED_S]
+        assert not late
+        assert (mesh.path("a"), mesh.path("b")) == ("direct", "direct")
+
+
+def test_an_agent_that_is_killed_takes_nothing_of_a_direct_path_along(mesh: PathMesh) -> None:
+    before = {name: mesh.endpoint(name) for name in ("a", "b")}
+    pings = Pings(mesh)
+    time.sleep(1.0)
+    mesh.agents["a"].kill()
+    mesh.agents["a"].wait()
+    time.sleep(6.0)
+    assert mesh.path("b") == "direct"
+    mesh.start_agents("a")
+    mesh.wait_up()
+    mesh.wait_path("direct")
+    time.sleep(4.0)
+    assert mesh.path("a") == mesh.path("b") == "direct"
+    assert {name: mesh.endpoint(name) for name in ("a", "b")} == before
+    assert pings.stop().lost() == []
+
+
+def test_turned_off_nothing_is_looked_for() -> None:
+    with PathMesh((), (), agent="direct_paths = false", ipv6=Ipv6.NONE) as mesh:
+        mesh.start_agents()
+        mesh.wait_up()
+        pings = Pings(mesh)
+        wait_until(pings.first_at, "a ping is answered")
+        time.sleep(3.0)
+        assert pings.stop().lost() == []
+        assert (mesh.path("a"), mesh.path("b")) == ("relay", "relay")
+
+
+def test_with_one_end_that_does_not_look_the_other_leaves_its_endpoint_alone() -> None:
+    with PathMesh((), (), ipv6=Ipv6.NONE) as mesh:
+        mesh.write_config("b", "direct_paths = false")
+        mesh.start_agents()
+        mesh.wait_up()
+        pings = Pings(mesh)
+        wait_until(pings.first_at, "a ping is answered")
+        time.sleep(5.0)
+        assert pings.stop().lost() == []
+        assert (mesh.path("a"), mesh.path("b")) == ("relay", "relay")
