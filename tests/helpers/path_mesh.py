@@ -30,6 +30,9 @@ PORTS = {"a": 51820, "b": 51821}
 
 PING_S = 0.01
 
+RELAY_START_S = 90.0
+"""In the emulated machine of the kernel tier an interpreter takes its time."""
+
 
 class Pings:
     """A `ping` every 10 ms from one end to the other, and what became of each."""
@@ -135,7 +138,7 @@ class PathMesh:
                 "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", RELAY_CONTROL,
                 "--state", "/run/relay", "--open", "--http", "off",
             )  # fmt: skip
-            wait_until(lambda: status_of(self.relay_host, RELAY_CONTROL), "a relay answers")
+            wait_until(lambda: status_of(self.relay_host, RELAY_CONTROL), "a relay answers", RELAY_START_S)
             self.join = self.relay_host.path("/run/relay").joinpath("relay.token")
             self.agents: dict[str, Process] = {}
             self.started_at = 0.0
@@ -171,10 +174,10 @@ class PathMesh:
         status = status_of(self.nodes[name], CONTROL)
         return None if status is None else status["peers"][0]
 
-    def wait_up(self) -> float:
+    def wait_up(self, timeout_s: float = START_S) -> float:
         """Wait until both agents are connected to the relay. time.time() then."""
         for name in ("a", "b"):
-            wait_until(partial(self._is_up, name), f"the agent on {name} is connected")
+            wait_until(partial(self._is_up, name), f"the agent on {name} is connected", timeout_s)
         return time.time()
 
     def _is_up(self, name: str) -> bool:
