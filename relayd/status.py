@@ -69,6 +69,50 @@ def sockets(directory: str) -> list[str]:
     return sorted(map(str, found))
 
 
+def show_peer(path: str | None, peer: str, *, why: bool, as_json: bool, directory: str = RUN_DIR) -> int:
+    """Print all that the agents at `path`, or in `directory`, know of the peers whose keys begin with `peer`.
+
+    -> the exit status. Raises RelaydError when there is no such peer, or nobody to ask.
+    """
+    paths = [path] if path is not None else sockets(directory)
+    found = trio.run(_ask_for_peer, paths, peer, why)
+    if not found:
+        raise RelaydError(
+            f"no agent here has a peer whose key begins with {peer!r} (relayd status lists them)"
+        )
+    with printing():
+        if as_json:
+            for one in found:
+                print(json.dumps(one, ensure_ascii=False))
+        else:
+            from relayd.peer_view import print_peers
+
+            print_peers(found, why=why)
+    return 0
+
+
+async def _ask_for_peer(paths: Sequence[str], peer: str, why: bool) -> list[dict[str, Any]]:
+    """The peers' parts of the agents' answers, with "history" if asked `why`. Raises RelaydError when nobody
+    answers."""
+    found: list[dict[str, Any]] = []
+    errors: list[RelaydError] = []
+    for path in paths:
+        try:
+            status = await control.ask(path, "status")
+            if status.get("role") != "agent":
+                continue
+            histories = (await control.ask(path, "why"))["histories"] if why else {}
+        except RelaydError as error:
+            errors.append(error)
+            continue
+        for one in status.get("peers") or ():
+            if str(one.get("key")).startswith(peer):
+                found.append(one | ({"history": histories.get(one["key"], [])} if why else {}))
+    if errors and not found:
+        raise errors[0]
+    return found
+
+
 async def _ask_all(paths: Sequence[str], sample_s: float) -> list[Found]:
     """Ask all of `paths` at once; relays once more after `sample_s` (0: not)."""
     found = [Found(path) for path in paths]

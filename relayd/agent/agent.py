@@ -13,6 +13,7 @@ and the peers' loopback addresses are the same then.
 from __future__ import annotations
 
 import heapq
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ from relayd.observe.http_server import HttpServer, open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.observe.telling import Telling
+from relayd.paths import report
 from relayd.services import Service, supervise
 from relayd.signals import Signals
 from relayd.wire.identity_frames import PeerGone
@@ -237,7 +239,9 @@ class Agent:
         return [
             Service(
                 name="control socket",
-                run=partial(serve_control, self._config.control_path, telling.answers()),
+                run=partial(
+                    serve_control, self._config.control_path, {**telling.answers(), "why": self._histories}
+                ),
             ),
             Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
@@ -287,10 +291,26 @@ class Agent:
         paths = list(self.reconciler.paths.items())
         if limit is not None:
             paths = heapq.nlargest(limit, paths, key=_interest)
+        finders = self.direct_paths.prober.finders if self.direct_paths is not None else {}
         return (
-            peer_status(path, relayed.get(key), relay_connected=self.link.connected, now=now)
+            peer_status(
+                path,
+                relayed.get(key),
+                relay_connected=self.link.connected,
+                now=now,
+                finder=finders.get(key),
+            )
             for key, path in paths
         )
+
+    async def _histories(self) -> bytes:
+        """How each peer came to its path: one line of JSON, for `relayd status PEER --why`."""
+        finders = self.direct_paths.prober.finders if self.direct_paths is not None else {}
+        told: dict[str, object] = {}
+        for key, finder in list(finders.items()):
+            told[str(key)] = report.history(finder, trio.current_time())
+            await trio.lowlevel.checkpoint()
+        return json.dumps({"histories": told}).encode() + b"\n"
 
     def _nudge(self) -> None:
         self.reconciler.nudge()

@@ -7,11 +7,18 @@ from collections.abc import Mapping
 
 from relayd.agent.reconcile import Path, PeerPath
 from relayd.agent.wg_proxy import RelayedPeer
+from relayd.paths import report
+from relayd.paths.pathfinder import Pathfinder
 from relayd.wire.identity_frames import Gone
 
 
 def peer_status(
-    path: PeerPath, relayed: RelayedPeer | None, *, relay_connected: bool, now: float
+    path: PeerPath,
+    relayed: RelayedPeer | None,
+    *,
+    relay_connected: bool,
+    now: float,
+    finder: Pathfinder | None = None,
 ) -> dict[str, object]:
     """One peer. Its path is "none" when it is on the relay and there is no relay. `now`: as in the plan."""
     peer = path.peer
@@ -29,6 +36,7 @@ def peer_status(
         "relay_rx_frames": 0 if relayed is None else relayed.rx_frames,
         "relay_tx_frames": 0 if relayed is None else relayed.tx_frames,
         "relay_gone": None if relayed is None else _gone(relayed, now),
+        "paths": None if finder is None else report.summary(finder, now),
     }
 
 
