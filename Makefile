@@ -24,7 +24,7 @@ say "mypy --strict"
 say "import-linter: layers and pure modules"
 "$$python" "$$venv/bin/lint-imports"
 say "pytest: unit tests"
-$(LIMIT) 300 "$$python" -m pytest tests/unit
+$(LIMIT) 300 "$$python" -m pytest -n auto --dist worksteal tests/unit
 endef
 
 help:

@@ -20,8 +20,6 @@ _TRUE = ("true", "1", "yes")
 
 @dataclass
 class _Skips:
-    allowed: set[str] = field(default_factory=set)
-    """Node ids of tests that may be skipped."""
     unexpected: dict[str, str] = field(default_factory=dict)
     """Node id -> why it was skipped."""
 
@@ -42,16 +40,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Note which tests may be skipped. Raises UsageError for one that gives no reason."""
+    """Mark the tests that may be skipped. Raises UsageError for one that gives no reason."""
     for mark in item.iter_markers(MARKER):
         if not (mark.args and isinstance(mark.args[0], str) and mark.args[0]):
             raise pytest.UsageError(f"{item.nodeid}: {MARKER} needs a reason")
-        item.config.stash[_KEY].allowed.add(item.nodeid)
+        # In its report too: that goes to the process which judges the session, when tests run in several.
+        item.user_properties.append((MARKER, True))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note a skipped test. (One that fails as expected, xfail, reports itself as skipped too: it did run.)"""
-    if report.skipped and not hasattr(report, "wasxfail"):
+    expected = hasattr(report, "wasxfail") or any(name == MARKER for name, _ in report.user_properties)
+    if report.skipped and not expected:
         _note(report.nodeid, report.longrepr)
 
 
@@ -62,9 +62,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def _note(nodeid: str, why: object) -> None:
-    skips = _current[-1].stash[_KEY]
-    if nodeid not in skips.allowed:
-        skips.unexpected[nodeid] = str(why[-1]) if isinstance(why, tuple) else str(why)
+    _current[-1].stash[_KEY].unexpected[nodeid] = str(why[-1]) if isinstance(why, tuple) else str(why)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

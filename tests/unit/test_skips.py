@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_pytest(directory: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(directory: Path, source: str, ci: str, *options: str) -> subprocess.CompletedProcess[str]:
     (directory / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     (directory / "test_it.py").write_text("import pytest\n" + source)
     where = ["-p", "no:cacheprovider", "--rootdir", str(directory), str(directory)]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *where],
+        [sys.executable, "-m", "pytest", *options, *where],
         env={"CI": ci, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, timeout=60, check=False, cwd=directory,
     )  # fmt: skip
@@ -46,6 +46,14 @@ def test_unexpected_skip_fails_the_session_in_ci(tmp_path: Path, source: str, ci
     assert told == (ci == "true" and source not in (MARKED, FAILS_AS_EXPECTED))
     if told:
         assert "no wireguard" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "status"), [(SKIPPED, 1), (MODULE, 1), (MARKED, 0), (FAILS_AS_EXPECTED, 0)]
+)
+def test_the_same_in_several_processes(tmp_path: Path, source: str, status: int) -> None:
+    done = run_pytest(tmp_path, source, "true", "-n1")
+    assert done.returncode == status, done.stdout + done.stderr
 
 
 def test_expected_skip_needs_a_reason(tmp_path: Path) -> None:
