@@ -163,6 +163,7 @@ _QUEUE_AGE_HELP = "and those that have waited longer than this, in milliseconds"
 # One for each heading in the help of `relayd serve`.
 _relay = partial(Setting, "relay", "relay")
 _who = partial(Setting, "relay", "who is let in")
+_tls = partial(Setting, "relay", "TLS")
 _door = partial(Setting, "relay", "connections")
 _queues = partial(Setting, "relay", "queues")
 
@@ -205,6 +206,21 @@ RELAY = Role(
             common=True,
             live=True,
         ),
+        _tls(
+            "tls_cert",
+            kinds.FILE,
+            "its certificate, with the chain behind it (PEM)",
+            default="none",
+            common=True,
+        ),
+        _tls("tls_key", kinds.FILE, "the certificate's key (PEM)", default="none", common=True),
+        _tls(
+            "tls_self_signed",
+            kinds.SWITCH,
+            "make a certificate, which the join string pins",
+            common=True,
+        ),
+        _tls("tls_only", kinds.SWITCH, "refuse agents that don't speak TLS"),
         _who(
             "host",
             kinds.HOST,

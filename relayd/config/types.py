@@ -66,6 +66,19 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     allow_list: str | None = None
     """File of public keys that are let in, one a line; None: there is no list."""
 
+    tls_cert: str | None = None
+    """PEM file with the relay's certificate and those between it and a root. None: no TLS, or
+    `tls_self_signed`."""
+
+    tls_key: str | None = None
+    """PEM file with its key."""
+
+    tls_self_signed: bool = False
+    """Make key and certificate in the state directory; the join string pins the key."""
+
+    tls_only: bool = False
+    """Refuse agents that don't speak TLS. (Else every port speaks both: the first byte tells.)"""
+
     host: str | None = None
     """The host in the join string; None: the address that this host knows of itself."""
 

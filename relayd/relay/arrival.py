@@ -19,7 +19,7 @@ PART_OF_HEADER_S = 0.05
 class Arrival:
     """One connection that is not admitted yet."""
 
-    __slots__ = ("endpoint", "excuse", "handshake", "ours", "scope", "served", "sock")
+    __slots__ = ("bridge", "endpoint", "excuse", "handshake", "ours", "scope", "served", "sock")
 
     def __init__(self, sock: socket.socket, endpoint: Endpoint, greeter: Greeter) -> None:
         now = trio.current_time()
@@ -29,6 +29,8 @@ class Arrival:
         self.scope = trio.CancelScope(deadline=now + greeter.timeout_s)
         self.ours = True
         """Whether the socket is still the doorway's to close."""
+        self.bridge: trio.CancelScope | None = None
+        """TLS: around what pumps it."""
         self.served = False
         """Whether the data plane has it: then it is counted until that lets go of it."""
         self.excuse = ""
@@ -53,6 +55,18 @@ class Arrival:
                 return None
             if step.outcome is not None:
                 return step.outcome
+
+    async def first_byte(self) -> int:
+        """Its first byte, which stays unread; -1: there will be none."""
+        while True:
+            try:
+                data = self.sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+                continue
+            except OSError:
+                return -1
+            return data[0] if data else -1
 
     async def proof(self) -> None:
         """Wait until a Proof is what comes next; for ever when it is another frame, which stays unread."""

@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from relayd.endpoints import Endpoint
 from relayd.errors import RemoteProtocolError
@@ -50,6 +51,7 @@ class Connection(Port):
         "_plane",
         "_raw_key",
         "asked_at",
+        "bridge",
         "bytes_in",
         "bytes_out",
         "endpoint",
@@ -99,6 +101,8 @@ class Connection(Port):
         """Displaced: it has lost its key and is told nothing more, but what it sends is still forwarded."""
         self.slot = 0
         """Where it stands in the handover's ledger; 0: it doesn't, and ends with this process."""
+        self.bridge: trio.CancelScope | None = None
+        """TLS: around what pumps its socket, which is one end of a pair then."""
         self.paused = False
         """Not read for a while: its key has sent more than it may."""
         self.gone: GoneNotices | None = None

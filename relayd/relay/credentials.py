@@ -16,6 +16,7 @@ from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError, HostError
 from relayd.join import JoinString
 from relayd.relay.admission import Gate, parse_allow_list, parse_tokens
+from relayd.relay.tls import Tls, load_tls
 from relayd.secret_file import (
     RELAY_KEY,
     RELAY_TOKEN,
@@ -87,6 +88,7 @@ class Credentials:
     identity: RelayIdentity
     files: AdmissionFiles
     gate: Gate = field(repr=False)
+    tls: Tls | None
 
 
 def load_credentials(config: RelayConfig, *, make: bool = True) -> Credentials:
@@ -99,7 +101,7 @@ def load_credentials(config: RelayConfig, *, make: bool = True) -> Credentials:
     files = AdmissionFiles.of(config)
     # The files that an operator wrote are looked at first: nothing is made for a start that fails.
     gate = files.read(make=make)
-    return Credentials(RelayIdentity.of(relay_key(Path(config.state_dir))), files, gate)
+    return Credentials(RelayIdentity.of(relay_key(Path(config.state_dir))), files, gate, load_tls(config))
 
 
 def join_string(config: RelayConfig, credentials: Credentials, port: int) -> JoinString:
@@ -110,6 +112,10 @@ def join_string(config: RelayConfig, credentials: Credentials, port: int) -> Joi
         port=port,
         key=credentials.identity.public,
         token=tokens[0] if tokens else "",
+        tls=credentials.tls is not None,
+        pin=credentials.tls.files.pin()
+        if credentials.tls is not None and credentials.tls.files.self_signed
+        else None,
     )
 
 

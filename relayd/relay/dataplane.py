@@ -120,9 +120,12 @@ class DataPlane:
 
         Who held the key is out of the switch, and still served. `sock` doesn't block. Raises OSError when it
         is broken already; nothing has changed then."""
-        set_options(sock, user_timeout_ms=self._user_timeout_ms(proved=handshake is None))
+        tcp = sock.family != socket.AF_UNIX  # else the other end is ours too: TLS
+        if tcp:
+            set_options(sock, user_timeout_ms=self._user_timeout_ms(proved=handshake is None))
         connection = Connection(self, sock, key, endpoint, time.monotonic(), handshake=handshake)
-        connection.slot = self.handover.admit(sock, connection.facts)
+        if tcp:
+            connection.slot = self.handover.admit(sock, connection.facts)
         self._begin(connection)
         return connection
 
@@ -152,7 +155,7 @@ class DataPlane:
         connection.proved = True
         connection.handshake = None
         self.handover.update(connection.slot, connection.facts)
-        with suppress(OSError):  # it is broken, as the next read finds
+        with suppress(OSError):  # it is broken, as the next read finds, or one end of a pair
             set_options(connection.sock, user_timeout_ms=self._user_timeout_ms(proved=True))
 
     def leave(self, connection: Connection) -> None:

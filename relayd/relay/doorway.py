@@ -23,6 +23,7 @@ from relayd.relay.connection import Connection
 from relayd.relay.descriptors import SCARCE, Spare
 from relayd.relay.door_limits import FULL, Counting, DoorLimits
 from relayd.relay.guard import Greeter
+from relayd.relay.tls_door import CLIENT_HELLO, CLOSE_S, TOO_MANY, TlsDoor
 from relayd.relay.waiting_room import WaitingRoom, place_of
 from relayd.wire.frames import encode_error
 from relayd.wire.identity import (
@@ -65,6 +66,7 @@ class Doorway:
         greeter: Greeter,
         nursery: trio.Nursery,
         limits: DoorLimits,
+        tls: TlsDoor | None = None,
     ) -> None:
         self._claims = claims
         self._greeter = greeter
@@ -72,6 +74,7 @@ class Doorway:
         self._room: WaitingRoom[Arrival] = WaitingRoom(
             seats=limits.max_unregistered, seats_per_place=limits.max_unregistered_per_address
         )
+        self._tls = tls
         self._counting = Counting(limits, trio.current_time())
         self._spare = Spare()
         self._open: set[trio.CancelScope] = set()
@@ -177,16 +180,38 @@ class Doorway:
         try:
             with arrival.scope:
                 try:
-                    await self._let_in(arrival, await arrival.outcome())
+                    if await self._speaks_our_language(arrival):
+                        await self._let_in(arrival, await arrival.outcome())
                 finally:
                     self._room.leave(arrival)
+                    if self._tls is not None:
+                        self._tls.leave(arrival)
             if arrival.scope.cancelled_caught and trio.current_time() >= arrival.scope.deadline:
                 self._time_is_up(arrival)
         finally:
             if arrival.ours:
                 arrival.sock.close()
+                if arrival.bridge is not None:
+                    arrival.bridge.cancel()
             if not arrival.served:
                 self._counting.went(place_of(arrival.endpoint.address))
+
+    async def _speaks_our_language(self, arrival: Arrival) -> bool:
+        """Plain frames, or TLS if this relay does: then TLS's handshake comes first."""
+        if self._tls is None:
+            return True
+        if await arrival.first_byte() != CLIENT_HELLO:
+            if self._tls.only:
+                reason = "this relay speaks TLS only: its address begins with relayds://"
+                self._refuse(arrival, Refused(Refusal.PROTOCOL, reason))
+            return not self._tls.only
+        self._evict(self._tls.enter(arrival), TOO_MANY)
+        sock = arrival.sock
+        if await self._tls.shake_hands(arrival):
+            return True
+        self.refused["TLS failed"] += 1
+        sock.close()
+        return False
 
     async def _let_in(self, arrival: Arrival, outcome: RelayOutcome | None) -> None:
         match outcome:
@@ -206,13 +231,14 @@ class Doorway:
         assert handshake.key is not None
         proved = handshake.state is State.ADMITTED
         try:
-            self._claims.take(
+            connection = self._claims.take(
                 arrival.sock, handshake.key, arrival.endpoint, handshake=None if proved else handshake
             )
         except OSError as error:
             self.refused["connection error"] += 1
             log.get().debug("agent.refused", endpoint=str(arrival.endpoint), reason=error.strerror)
             return
+        connection.bridge = arrival.bridge
         arrival.ours = False
         arrival.served = True
         self.admitted[admission] += 1
@@ -329,7 +355,7 @@ class Doorway:
             **({"key": key.short()} if key is not None else {}),
         )
         arrival.ours = False
-        self._see_off(arrival.sock, reason)
+        self._see_off(arrival.sock, reason, arrival.bridge)
 
     # Last words -------------------------------------------------------------------------------------------
 
@@ -344,9 +370,11 @@ class Doorway:
             frames_in=connection.frames_in,
             frames_out=connection.frames_out,
         )
-        self._see_off(connection.sock, say)
+        self._see_off(connection.sock, say, connection.bridge)
 
-    def _see_off(self, sock: socket.socket, text: str) -> None:
+    def _see_off(self, sock: socket.socket, text: str, bridge: trio.CancelScope | None) -> None:
+        if bridge is not None:
+            bridge.deadline = min(bridge.deadline, trio.current_time() + FAREWELL_S + CLOSE_S)
         if text and self._farewells < FAREWELLS:
             self._farewells += 1
             self._nursery.start_soon(self._farewell, sock, text, name="farewell")

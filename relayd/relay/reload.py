@@ -37,7 +37,7 @@ class Reloader(Generic[T]):
     ) -> None:
         """`what` is the noun of its events. `read` may block, and raises ConfigError or HostError for what
         can't be used; `use` gets what it returned. What stands in the files now counts as known."""
-        self._what, self._paths = what, tuple(paths)
+        self.what, self._paths = what, tuple(paths)
         self._read, self._use = read, use
         self._known = self._look()
         self._asked = trio.Event()
@@ -72,11 +72,11 @@ class Reloader(Generic[T]):
             found = await trio.to_thread.run_sync(self._read)
         except (ConfigError, HostError) as error:
             log.get().error(
-                f"{self._what}.kept", reason=str(error), meaning="what was there before is in force"
+                f"{self.what}.kept", reason=str(error), meaning="what was there before is in force"
             )
             return
         self._use(found)
-        log.get().info(f"{self._what}.reloaded")
+        log.get().info(f"{self.what}.reloaded")
 
     def _look(self) -> _Look:
         return tuple(map(_stat, self._paths))

@@ -46,6 +46,7 @@ from relayd.relay.memory import memory_limit
 from relayd.relay.rates import KeyRates
 from relayd.relay.reload import Reloader
 from relayd.relay.stun_server import Pair, StunServer
+from relayd.relay.tls_door import TlsDoor
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
 from relayd.signals import Signals
@@ -102,12 +103,14 @@ class Relay:
             **_greeting(config),
         )
         self.claims = Claims(self.plane, nursery)
+        tls = credentials.tls
         self.housekeeping = Housekeeping(self.plane, self.claims, silence_s=config.silence_s)
         self.doorway = Doorway(
             self.claims,
             self._greeter,
             nursery,
             DoorLimits.of(config),
+            TlsDoor(tls, self.poller, nursery, user_timeout_s=config.stalled_s) if tls is not None else None,
         )
         self.prober = NatProber(self.poller, [pair.first for pair in udp])
         self.loop_lag = LoopLag()
@@ -125,6 +128,9 @@ class Relay:
         self.admission_files = Reloader(
             "admission", files.paths, partial(files.read, make=False), self.guard.replace
         )
+        self.reloaders: list[Reloader[Any]] = [self.admission_files]
+        if tls is not None:
+            self.reloaders.append(Reloader("tls", tls.files.paths, tls.files.load, tls.replace))
 
     def use(self, config: RelayConfig) -> None:
         """Take over what can change while it runs: the settings that are `live`."""
@@ -285,7 +291,7 @@ async def serve(
                 manager=manager,
             )
             stack.push(relay.close)
-            signals.on_reload.append(relay.admission_files.ask)
+            signals.on_reload += [one.ask for one in relay.reloaders]
             signals.on_config.append(relay.use)
             signals.drain_s = config.drain_s
             trio.lowlevel.add_instrument(relay.loop_lag)
@@ -295,7 +301,7 @@ async def serve(
             telling = Telling(relay)
             services = [
                 Service(name="data plane", run=relay.poller.run),
-                Service(name="admission files", run=relay.admission_files.run),
+                *(Service(name=f"{one.what} files", run=one.run) for one in relay.reloaders),
                 Service(name="throttle", run=relay.plane.throttle.run),
                 Service(name="housekeeping", run=relay.housekeeping.run),
                 Service(

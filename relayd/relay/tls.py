@@ -1,0 +1,120 @@
+"""TLS at the relay: the certificate, and connections of which the data plane sees the plain text.
+
+    a byte that begins a ClientHello -> TLS handshake -> a pair of sockets: one end is the connection that the
+    doorway and the data plane see, the other is pumped to and from the TLS stream by two tasks
+
+So what holds for plain connections holds for these: limits, queues, fairness, liveness are in one place, and
+a data plane that polls sockets has sockets to poll. It costs two descriptors and a copy more; correct first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from relayd.config import RelayConfig
+from relayd.errors import ConfigError, HostError
+from relayd.relay.self_signed import CERTIFICATE, KEY, make_self_signed
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where certificate and key are."""
+
+    certificate: Path
+    key: Path
+    self_signed: bool
+
+    @classmethod
+    def of(cls, config: RelayConfig) -> TlsFiles | None:
+        """None: no TLS. Raises ConfigError when the settings contradict each other."""
+        if config.tls_self_signed:
+            if config.tls_cert is not None or config.tls_key is not None:
+                raise ConfigError(
+                    "a certificate is named already", source="--tls-self-signed", hint="leave one of them out"
+                )
+            state = Path(config.state_dir)
+            return cls(state / CERTIFICATE, state / KEY, self_signed=True)
+        if config.tls_cert is None and config.tls_key is None:
+            if config.tls_only:
+                raise ConfigError(
+                    "there is no certificate",
+                    source="--tls-only",
+                    hint="--tls-cert and --tls-key, or --tls-self-signed",
+                )
+            return None
+        if config.tls_cert is None or config.tls_key is None:
+            missing = "--tls-key" if config.tls_key is None else "--tls-cert"
+            raise ConfigError("missing", source=missing, hint="a certificate and its key come together")
+        return cls(Path(config.tls_cert), Path(config.tls_key), self_signed=False)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """To watch."""
+        return (self.certificate, self.key)
+
+    def load(self) -> ssl.SSLContext:
+        """A context with what is in the files now. Reads them: it may block.
+
+        Raises ConfigError for what isn't a certificate and its key, HostError when one can't be read."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A resumed session saves nothing that counts for a connection that lasts for days.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
+        for path in self.paths:
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise HostError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            # Never asks for a passphrase: a relay starts without anybody there.
+            context.load_cert_chain(self.certificate, self.key, password=lambda: b"")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"not a certificate with its key: {getattr(error, 'reason', None) or error}",
+                source=str(self.certificate),
+                hint=f"PEM, the chain after the certificate; the key, without a passphrase, in {self.key}",
+            ) from error
+        return context
+
+    def pin(self) -> bytes:
+        """SHA-256 of the certificate's public key (RFC 7469, section 2.4). Raises as `load` does."""
+        try:
+            certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        except OSError as error:
+            raise HostError(f"cannot read {self.certificate}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"not a certificate: {error}", source=str(self.certificate)) from error
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).digest()
+
+
+class Tls:
+    """What the relay speaks TLS with now."""
+
+    def __init__(self, files: TlsFiles, context: ssl.SSLContext, *, only: bool) -> None:
+        self.files = files
+        self.context = context
+        self.only = only
+        """Whether agents that don't speak TLS are refused."""
+
+    def replace(self, context: ssl.SSLContext) -> None:
+        """The files have changed: new connections get the new certificate."""
+        self.context = context
+
+
+def load_tls(config: RelayConfig) -> Tls | None:
+    """None: no TLS. A self-signed certificate is made at the first start. Raises ConfigError and
+    HostError."""
+    files = TlsFiles.of(config)
+    if files is None:
+        return None
+    if files.self_signed:
+        make_self_signed(Path(config.state_dir), host=config.host)
+    return Tls(files, files.load(), only=config.tls_only)
