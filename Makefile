@@ -56,6 +56,8 @@ test:
 	$(CHECK)
 	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
 	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
+	say "pytest: attacks on a relay"
+	$(LIMIT) 300 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/security
 	say "pytest: the status page in a browser"
 	$(LIMIT) 180 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/browser
 	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"

@@ -1,4 +1,4 @@
-"""One connection that is not admitted yet: its socket, its handshake, its time."""
+"""One connection that is not admitted yet: before it has said anything (Newcomer), and since (Arrival)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,31 @@ PART_OF_HEADER_S = 0.05
 """Between two looks at a header that is there in part: its socket stays readable meanwhile."""
 
 
+class Newcomer:
+    """An accepted connection. As long as it says nothing it is this object and an entry in an epoll: of ten
+    thousand that never will, each costs twenty microseconds and no task."""
+
+    __slots__ = ("accepted_at", "arrival", "endpoint", "place", "sock")
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, place: str, now: float) -> None:
+        self.sock = sock
+        self.endpoint = endpoint
+        self.place = place
+        self.accepted_at = now
+        self.arrival: Arrival | None = None
+        """Since it has said something."""
+
+
 class Arrival:
-    """One connection that is not admitted yet."""
+    """A connection that has said something, and is not admitted yet."""
 
     __slots__ = ("bridge", "endpoint", "excuse", "handshake", "ours", "scope", "served", "sock")
 
-    def __init__(self, sock: socket.socket, endpoint: Endpoint, greeter: Greeter) -> None:
-        now = trio.current_time()
-        self.sock = sock
-        self.endpoint = endpoint
-        self.handshake = greeter.handshake(endpoint, now)
-        self.scope = trio.CancelScope(deadline=now + greeter.timeout_s)
+    def __init__(self, newcomer: Newcomer, greeter: Greeter) -> None:
+        self.sock = newcomer.sock
+        self.endpoint = newcomer.endpoint
+        self.handshake = greeter.handshake(newcomer.endpoint, newcomer.accepted_at)
+        self.scope = trio.CancelScope(deadline=newcomer.accepted_at + greeter.timeout_s)
         self.ours = True
         """Whether the socket is still the doorway's to close."""
         self.bridge: trio.CancelScope | None = None

@@ -11,13 +11,15 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
 from relayd.endpoints import Endpoint
+from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.relay.admission import Verdict
-from relayd.relay.arrival import Arrival
+from relayd.relay.arrival import Arrival, Newcomer
 from relayd.relay.claims import PROBE_S, Claims
 from relayd.relay.connection import Connection
 from relayd.relay.descriptors import SCARCE, Spare
@@ -48,6 +50,10 @@ SHED_S = 0.05
 """Between two newcomers that are turned away for want of descriptors: one that is evicted for them has gone
 by then."""
 
+SWEEP_S = 0.25
+"""Between two looks for those who say nothing: they have ten seconds, and may have a quarter more."""
+
+NEVER_REGISTERED = "never registered"
 NO_DESCRIPTORS = "no descriptors"
 
 ACCEPTS_AT_ONCE = 32
@@ -64,14 +70,16 @@ class Doorway:
         self,
         claims: Claims,
         greeter: Greeter,
+        poller: Poller,
         nursery: trio.Nursery,
         limits: DoorLimits,
         tls: TlsDoor | None = None,
     ) -> None:
         self._claims = claims
         self._greeter = greeter
+        self._poller = poller
         self._nursery = nursery
-        self._room: WaitingRoom[Arrival] = WaitingRoom(
+        self._room: WaitingRoom[Newcomer] = WaitingRoom(
             seats=limits.max_unregistered, seats_per_place=limits.max_unregistered_per_address
         )
         self._tls = tls
@@ -164,18 +172,46 @@ class Doorway:
             sock.close()
             return
         self._counting.came(place)
-        arrival = Arrival(sock, endpoint, self._greeter)
-        self._evict(self._room.enter(arrival, place), "too many at the door")
-        self._nursery.start_soon(self._enter, arrival, name=f"doorway {endpoint}")
+        newcomer = Newcomer(sock, endpoint, place, trio.current_time())
+        self._evict(self._room.enter(newcomer, place), "too many at the door")
+        self._poller.add(sock.fileno(), partial(self._speaks, newcomer))
 
-    def _evict(self, victim: Arrival | None, reason: str) -> None:
-        """It goes, to make room. Once is enough."""
-        if victim is not None and not victim.scope.cancel_called:
-            self._room.leave(victim)
-            self.refused[reason] += 1
-            victim.scope.cancel()
+    def _speaks(self, newcomer: Newcomer, _mask: int) -> None:
+        """The poller's handler: it has something to read, for the first time."""
+        self._poller.remove(newcomer.sock.fileno())
+        newcomer.arrival = Arrival(newcomer, self._greeter)
+        self._nursery.start_soon(self._enter, newcomer, newcomer.arrival, name=f"doorway {newcomer.endpoint}")
+        self._poller.yield_soon()
 
-    async def _enter(self, arrival: Arrival) -> None:
+    def _evict(self, victim: Newcomer | None, reason: str) -> None:
+        """It goes, to make room or because its time is up. Once is enough."""
+        if victim is None:
+            return
+        self._room.leave(victim)
+        arrival = victim.arrival
+        if arrival is None:
+            self._poller.remove(victim.sock.fileno())
+            victim.sock.close()
+            self._counting.went(victim.place)
+        elif arrival.scope.cancel_called:
+            return
+        else:
+            arrival.scope.cancel()
+        self.refused[reason] += 1
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Turn out who has said nothing for too long, for ever."""
+        task_status.started()
+        while True:
+            await trio.sleep(min(SWEEP_S, self._greeter.timeout_s))
+            too_long_ago = trio.current_time() - self._greeter.timeout_s
+            # Those that have said something have a deadline of their own, and leave the room by it.
+            while (oldest := self._room.oldest()) is not None and oldest.accepted_at <= too_long_ago:
+                if oldest.arrival is not None:
+                    break
+                self._evict(oldest, NEVER_REGISTERED)
+
+    async def _enter(self, newcomer: Newcomer, arrival: Arrival) -> None:
         """One connection until it is the data plane's, or gone."""
         try:
             with arrival.scope:
@@ -183,7 +219,7 @@ class Doorway:
                     if await self._speaks_our_language(arrival):
                         await self._let_in(arrival, await arrival.outcome())
                 finally:
-                    self._room.leave(arrival)
+                    self._room.leave(newcomer)
                     if self._tls is not None:
                         self._tls.leave(arrival)
             if arrival.scope.cancelled_caught and trio.current_time() >= arrival.scope.deadline:
@@ -194,7 +230,7 @@ class Doorway:
                 if arrival.bridge is not None:
                     arrival.bridge.cancel()
             if not arrival.served:
-                self._counting.went(place_of(arrival.endpoint.address))
+                self._counting.went(newcomer.place)
 
     async def _speaks_our_language(self, arrival: Arrival) -> bool:
         """Plain frames, or TLS if this relay does: then TLS's handshake comes first."""
@@ -205,7 +241,9 @@ class Doorway:
                 reason = "this relay speaks TLS only: its address begins with relayds://"
                 self._refuse(arrival, Refused(Refusal.PROTOCOL, reason))
             return not self._tls.only
-        self._evict(self._tls.enter(arrival), TOO_MANY)
+        if (victim := self._tls.enter(arrival)) is not None and not victim.scope.cancel_called:
+            self.refused[TOO_MANY] += 1
+            victim.scope.cancel()
         sock = arrival.sock
         if await self._tls.shake_hands(arrival):
             return True
@@ -327,6 +365,9 @@ class Doorway:
     def close(self) -> None:
         """Give back what it keeps for bad times."""
         self._spare.close()
+        for newcomer in self._room:
+            if newcomer.arrival is None:
+                newcomer.sock.close()
 
     # Refusals ---------------------------------------------------------------------------------------------
 
@@ -336,7 +377,7 @@ class Doorway:
             self._say_refused(arrival, arrival.excuse)
             return
         if arrival.handshake.state is State.REGISTER:
-            self.refused["never registered"] += 1  # it has said nothing: nothing is said to it
+            self.refused[NEVER_REGISTERED] += 1  # it has said nothing: nothing is said to it
             return
         refused = arrival.handshake.due(math.inf).outcome
         assert isinstance(refused, Refused)

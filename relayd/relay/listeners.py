@@ -22,8 +22,10 @@ from relayd.marks import set_mark
 from relayd.observe import log
 from relayd.relay.stun_server import Pair
 
-BACKLOG = 1024
-"""Connections that may wait for accept(): a relay that comes back meets all its agents at once."""
+BACKLOG = 4096
+"""Connections that may wait for accept(), of which the kernel gives as many as net.core.somaxconn says: a
+relay that comes back meets all its agents at once, and one that finds no room tries again a whole second
+later."""
 
 
 class Listeners(NamedTuple):

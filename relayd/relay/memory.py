@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def memory_limit(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes. The least of what the host has and what each control group around the process allows (cgroup
-    v2's memory.max; Documentation/admin-guide/cgroup-v2.rst)."""
+    """Bytes. The least of what the host has and what each control group around the process allows, of either
+    version (memory.max: Documentation/admin-guide/cgroup-v2.rst; memory.limit_in_bytes:
+    cgroup-v1/memory.rst)."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for line in _text(own).splitlines():
-        hierarchy, _, path = line.partition("::")
-        if hierarchy != "0":
+    for path in _limit_files(cgroups, _text(own)):
+        said = _text(path).strip()
+        if said.isdigit():
+            limit = min(limit, int(said))
+    return limit
+
+
+def _limit_files(cgroups: Path, own: str) -> Iterator[Path]:
+    """Where limits may stand, from what /proc/self/cgroup says (cgroups(7)): hierarchy:controllers:path."""
+    for line in own.splitlines():
+        hierarchy, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if hierarchy == "0" and not controllers:
+            root, name = cgroups, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = cgroups / "memory", "memory.limit_in_bytes"
+        else:
             continue
         group = PurePosixPath(path)
         for one in (group, *group.parents):
-            said = _text(cgroups / str(one).lstrip("/") / "memory.max").strip()
-            if said.isdigit():
-                limit = min(limit, int(said))
-    return limit
+            yield root / str(one).lstrip("/") / name
 
 
 def _text(path: Path) -> str:

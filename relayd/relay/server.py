@@ -108,6 +108,7 @@ class Relay:
         self.doorway = Doorway(
             self.claims,
             self._greeter,
+            self.poller,
             nursery,
             DoorLimits.of(config),
             TlsDoor(tls, self.poller, nursery, user_timeout_s=config.stalled_s) if tls is not None else None,
@@ -302,6 +303,7 @@ async def serve(
             services = [
                 Service(name="data plane", run=relay.poller.run),
                 *(Service(name=f"{one.what} files", run=one.run) for one in relay.reloaders),
+                Service(name="doorway", run=relay.doorway.run),
                 Service(name="throttle", run=relay.plane.throttle.run),
                 Service(name="housekeeping", run=relay.housekeeping.run),
                 Service(

@@ -6,6 +6,7 @@ agent needs two round trips and is gone from here before its turn comes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Generic, TypeVar
 
@@ -37,6 +38,9 @@ class WaitingRoom(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._all)
 
     def enter(self, newcomer: T, place: str) -> T | None:
         """`newcomer` waits from now on. -> the one that goes for it, and waits no more; None: nobody."""

@@ -211,6 +211,10 @@ def test_memory_limit_is_the_least_of_all_groups(tmp_path: Path) -> None:
     assert memory_limit(tmp_path, own) == host
     (tmp_path / "a" / "memory.max").write_text("65536\n")
     assert memory_limit(tmp_path, own) == 65536
+    own.write_text("4:cpu,memory:/c\n5:pids:/c\n")
+    (tmp_path / "memory" / "c").mkdir(parents=True)
+    (tmp_path / "memory" / "c" / "memory.limit_in_bytes").write_text("32768\n")
+    assert memory_limit(tmp_path, own) == 32768
 
 
 # Drain ----------------------------------------------------------------------------------------------------
