@@ -67,22 +67,8 @@ class Agent:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handshake = agent_side(f"{self.index} {time.monotonic_ns()}", key=self.key, token=token)
             sock.sendall(handshake.hello())
-            held = b""
             while True:
-                while len(held) < LENGTH_BYTES or len(held) < (
-                    size := LENGTH_BYTES + int.from_bytes(held[:LENGTH_BYTES], "big")
-                ):
-                    # No more than belongs to the handshake: frames of the partner's may follow.
-                    want = (
-                        LENGTH_BYTES - len(held)
-                        if len(held) < LENGTH_BYTES
-                        else LENGTH_BYTES + int.from_bytes(held[:LENGTH_BYTES], "big") - len(held)
-                    )
-                    part = sock.recv(want)
-                    if not part:
-                        raise ConnectionError("the relay closed during the handshake")
-                    held += part
-                frame, held = held[:size], b""
+                frame = _read_frame(sock)
                 step = handshake.on_frame(frame[LENGTH_BYTES], frame[HEADER_BYTES:], 0.0)
                 if step.send:
                     sock.sendall(step.send)
@@ -97,6 +83,22 @@ class Agent:
         self.sock = sock
         self.held.clear()
         self.unsent = self.second_half = b""
+
+
+def _read_frame(sock: socket.socket) -> bytes:
+    """One frame and not a byte more: frames of the partner's may follow the handshake. Raises OSError."""
+    head = _read(sock, LENGTH_BYTES)
+    return head + _read(sock, int.from_bytes(head, "big"))
+
+
+def _read(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        if not part:
+            raise ConnectionError("the relay closed during the handshake")
+        data += part
+    return data
 
 
 class Traffic:
