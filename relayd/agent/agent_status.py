@@ -36,7 +36,7 @@ def peer_status(
         "relay_rx_frames": 0 if relayed is None else relayed.rx_frames,
         "relay_tx_frames": 0 if relayed is None else relayed.tx_frames,
         "relay_gone": None if relayed is None else _gone(relayed, now),
-        "paths": None if finder is None else report.summary(finder, now),
+        "ice": None if finder is None else report.summary(finder, now),
     }
 
 
