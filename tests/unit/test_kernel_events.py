@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from relayd.kernel.events import concerns_firewall, concerns_routing
+from relayd.kernel.events import concerns_addresses, concerns_firewall, concerns_routing
 
 LO = socket.if_nametoindex("lo")
 
@@ -62,3 +62,18 @@ def test_only_the_chains_of_exemptions_concern_the_firewall() -> None:
     assert concerns_firewall(attribute(1, b"nat\0") + attribute(2, b"POSTROUTING\0"))
     assert not concerns_firewall(attribute(1, b"nat\0") + attribute(2, b"KUBE-POSTROUTING\0"))
     assert not concerns_firewall(attribute(2, b"POSTROUTING-2\0"))
+
+
+def default_route(table: int, prefix: int = 0) -> bytes:
+    # struct rtmsg: family, destination's prefix length, source's, tos, table, ...
+    return message(24, bytes([socket.AF_INET, prefix, 0, 0, table]) + bytes(7))
+
+
+def test_any_address_and_default_routes_of_the_main_table_concern_the_paths() -> None:
+    assert concerns_addresses(message(20, bytes(8)))
+    assert concerns_addresses(message(21, bytes(8)))
+    assert concerns_addresses(default_route(254))
+    assert not concerns_addresses(default_route(254, prefix=24))
+    assert not concerns_addresses(default_route(100))
+    assert not concerns_addresses(link(b"eth0"))
+    assert not concerns_addresses(b"\x01")

@@ -1,0 +1,190 @@
+"""What peers are told of this end: at once, after STUN has answered, and after a change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address, ip_address
+from math import inf
+
+import pytest
+import trio
+import trio.testing
+
+from relayd.agent import own_addresses
+from relayd.agent.discovery.stun_client import StunClient
+from relayd.agent.discovery.stun_servers import StunServer
+from relayd.agent.own_addresses import OwnAddresses, predicted
+from relayd.endpoints import Endpoint
+from relayd.kernel.addresses import HostAddress
+from relayd.kernel.links import Link
+from relayd.netio.raw_udp import Address, Datagram
+from relayd.paths.acquaintance import Local
+from relayd.wire import stun
+
+SERVER, SECOND = Endpoint.parse("192.0.2.1:3478"), Endpoint.parse("192.0.2.1:3479")
+INNER = ip_address("10.0.0.2")
+
+
+class World:
+    """The host, its NAT, and a STUN server."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.addresses: list[Address] = [INNER]
+        self.mapped: dict[Endpoint, Endpoint] = {
+            one: Endpoint.parse("203.0.113.5:40000") for one in (SERVER, SECOND)
+        }
+        self.answers = True
+        self.changed: Callable[[], None] = lambda: None
+        self.told: list[tuple[Local, bool]] = []
+        self.client = StunClient(self)
+
+        async def find(_name: str) -> Link:
+            await trio.lowlevel.checkpoint()
+            return Link("wg0", 7, "wireguard", 1420, is_up=True)
+
+        monkeypatch.setattr(own_addresses.links, "find", find)
+
+    async def host_addresses(self) -> list[HostAddress]:
+        await trio.lowlevel.checkpoint()
+        found = [
+            HostAddress(address=one, interface="eth0", kind="", leads_out=True) for one in self.addresses
+        ]
+        tunnel = HostAddress(
+            address=ip_address("10.99.0.1"), interface="wg0", kind="wireguard", leads_out=False
+        )
+        return [*found, tunnel]
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+        await trio.sleep_forever()
+
+    def send(self, payload: bytes, to: Endpoint, *, source: Address | None = None) -> None:
+        if not self.answers or to not in self.mapped:
+            return
+        transaction = payload[8:20]
+        mapped = stun.xored(stun.encode_address(self.mapped[to]), transaction)
+        told = [(stun.XOR_MAPPED_ADDRESS, mapped), (stun.OTHER_ADDRESS, stun.encode_address(SECOND))]
+        answer = stun.encode(stun.BINDING_SUCCESS, transaction, told, fingerprint=False)
+        self.client.on_datagram(Datagram(payload=answer, source=to, local=self.addresses[0]))
+
+    def publish(self, local: Local, *, moved: bool) -> None:
+        self.told.append((local, moved))
+
+    def made(self) -> OwnAddresses:
+        return OwnAddresses(
+            "wg0",
+            client=self.client,
+            servers=[StunServer("192.0.2.1", 3478)],
+            publish=self.publish,
+            port=lambda: 51820,
+            connected=lambda: True,
+            watch=self.watch,
+            addresses=self.host_addresses,
+        )
+
+
+def endpoints(local: Local) -> set[str]:
+    return {str(one.endpoint) for one in local.candidates}
+
+
+async def test_own_addresses_are_told_at_once_and_mappings_when_they_are_known(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    assert endpoints(world.told[0][0]) == {"10.0.0.2:51820"}
+    last, moved = world.told[-1]
+    assert endpoints(last) == {"10.0.0.2:51820", "203.0.113.5:40000"}
+    assert not moved
+    assert last.hold_s == 10.0
+    assert ip_address("10.99.0.1") in last.own  # and no candidate
+
+
+async def test_who_sees_no_nat_holds_no_mapping(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    for server in world.mapped:
+        world.mapped[server] = Endpoint(INNER, 51820)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    last, _ = world.told[-1]
+    assert endpoints(last) == {"10.0.0.2:51820"}
+    assert last.hold_s == inf
+
+
+async def test_a_new_address_is_told_within_a_moment_and_forgets_what_the_old_one_was_seen_as(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    world.told.clear()
+    world.addresses, world.answers = [ip_address("10.0.0.9")], False
+    world.changed()
+    await trio.sleep(0.2)
+    first, moved = world.told[0]
+    assert moved
+    assert endpoints(first) == {"10.0.0.9:51820"}
+
+
+async def test_a_stun_server_that_falls_silent_takes_nothing_away(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    world.answers = False
+    world.changed()
+    await trio.sleep(10.0)
+    last, moved = world.told[-1]
+    assert "203.0.113.5:40000" in endpoints(last)
+    assert not moved
+
+
+async def test_another_mapping_counts_as_a_move(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    for server in world.mapped:
+        world.mapped[server] = Endpoint.parse("203.0.113.77:40000")
+    world.told.clear()
+    await trio.sleep(own_addresses.REFRESH_S + 1)  # nobody told: it is found out by asking again
+    assert ("203.0.113.77:40000" in endpoints(world.told[-1][0]), True) in [
+        (True, moved) for _, moved in world.told
+    ]
+
+
+async def test_a_nat_that_counts_is_predicted(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    world.mapped = {SERVER: Endpoint.parse("203.0.113.5:40000"), SECOND: Endpoint.parse("203.0.113.5:40001")}
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    last, _ = world.told[-1]
+    assert last.prediction is not None
+    assert (str(last.prediction[0]), last.prediction[1]) == ("203.0.113.5:40002", 1)
+    assert len([one for one in last.candidates if one.type == "srflx"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ports", "expected"),
+    [
+        ([], None),
+        ([40000], None),
+        ([40000, 40000], None),
+        ([40000, 40001], (40002, 1)),
+        ([40000, 40002, 40004], (40006, 2)),
+        ([40004, 40002], (40000, -2)),
+        ([40000, 51234], None),
+        ([40000, 40001, 50000], None),
+        ([65534, 65535], None),
+    ],
+)
+def test_only_what_counts_is_predicted(ports: list[int], expected: tuple[int, int] | None) -> None:
+    found = predicted([Endpoint(IPv4Address("203.0.113.5"), port) for port in ports])
+    assert (None if found is None else (found[0].port, found[1])) == expected
