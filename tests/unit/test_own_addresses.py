@@ -42,7 +42,7 @@ class World:
             await trio.lowlevel.checkpoint()
             return Link("wg0", 7, "wireguard", 1420, is_up=True)
 
-        monkeypatch.setattr(own_addresses.links, "find", find)
+        monkeypatch.setattr("relayd.kernel.links.find", find)
 
     async def host_addresses(self) -> list[HostAddress]:
         await trio.lowlevel.checkpoint()
