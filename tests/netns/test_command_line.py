@@ -104,7 +104,7 @@ def test_a_second_relay_on_one_port_says_so_and_the_first_goes_on(lab: Lab, node
     assert second.wait(STOP_S) == 3
     assert "127.0.0.1:3478" in second.output()
     assert "another process listens there" in second.output()
-    third = node.relayd(*SERVE, "--listen", "127.0.0.1:3479")
+    third = node.relayd(*SERVE, "--listen", "127.0.0.1:4478")  # 3479 is the first one's second STUN port
     assert third.wait(STOP_S) == 3
     assert CONTROL in third.output()
     assert status_of(node, CONTROL) is not None
