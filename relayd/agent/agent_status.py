@@ -30,6 +30,7 @@ def peer_status(
         "reason": path.reason,
         "endpoint": None if endpoint is None else str(endpoint),
         "loopback": None if relayed is None else str(relayed.address),
+        "round_trip_ms": None if finder is None or no_way else _round_trip_ms(finder, path.path),
         "handshake_age_s": None if path.handshake_at is None else round(now - path.handshake_at, 3),
         "rx_bytes": peer.rx_bytes,
         "tx_bytes": peer.tx_bytes,
@@ -38,6 +39,12 @@ def peer_status(
         "relay_gone": None if relayed is None else _gone(relayed, now),
         "ice": None if finder is None else report.summary(finder, now),
     }
+
+
+def _round_trip_ms(finder: Pathfinder, path: Path) -> float | None:
+    """As measured last on the path that the peer's packets take."""
+    seconds = finder.round_trip_s if path is Path.DIRECT else finder.agent.round_trip_s
+    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 _GONE = {Gone.ABSENT: "isn't connected to the relay", Gone.STALLED: "doesn't read, and loses frames"}

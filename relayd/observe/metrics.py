@@ -32,6 +32,9 @@ MAX_PEERS = 1000
 """Peers with series of their own, the first in the order of the status: ten series each. The rest is counted
 in relayd_peers_without_series, so that nobody takes the sum of what is shown for the whole."""
 
+ICE_STATES = {"relay": 0, "gathering": 1, "checking": 2, "connected": 3, "failed": 5}
+"""WireKube's numbers; 4 is a birthday attack, which relayd doesn't make."""
+
 GONE_FRESH_S = 60.0
 """The relay repeats it while frames for the peer come in; older than this it says nothing about now."""
 
@@ -333,9 +336,21 @@ PEER = (
         "wirekube_peer_latency_seconds",
         "gauge",
         "Round trip to the peer on its path, where it is measured.",
-        lambda peer: None if peer.get("round_trip_ms") is None else peer["round_trip_ms"] / 1e3,
+        lambda peer: None if peer["round_trip_ms"] is None else peer["round_trip_ms"] / 1e3,
         label="transport",
         label_value=lambda peer: str(peer["path"]),
+    ),
+    PeerMetric(
+        "wirekube_peer_ice_state",
+        "gauge",
+        "0: by the relay, 1: gathering, 2: checking, 3: connected, 5: failed; absent when nobody looks.",
+        lambda peer: ICE_STATES.get(str((peer["paths"] or {}).get("ice_state"))),
+    ),
+    PeerMetric(
+        "relayd_peer_path_changes_total",
+        "counter",
+        "How often the peer went from one path to another.",
+        lambda peer: (peer["paths"] or {}).get("changes"),
     ),
     PeerMetric(
         "relayd_peer_gone",

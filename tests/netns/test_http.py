@@ -63,6 +63,12 @@ def test_metrics_tell_of_the_traffic(mesh: Mesh) -> None:
     assert agent["relayd_link_round_trip_seconds"] > 0
 
 
+def test_metrics_tell_how_far_a_peer_is(mesh: Mesh) -> None:
+    """The two agents ping each other, through the relay here."""
+    wait_until(lambda: samples(mesh.a).get("wirekube_peer_latency_seconds"), "a round trip was measured")
+    assert samples(mesh.a)["wirekube_peer_ice_state"] in (0, 1, 2, 5)
+
+
 def test_health_status_and_page_are_there_on_both(mesh: Mesh) -> None:
     for node, role in ((mesh.relay_host, "relay"), (mesh.a, "agent")):
         assert get(node, "/healthz") == (200, "ok\n")

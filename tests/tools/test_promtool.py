@@ -115,6 +115,9 @@ CASES = {
         },
         ON | {"source": "n", "peer": "p"},
     ),
+    "RelaydPathUnsteady": Case(
+        {f"relayd_peer_path_changes_total{{{PEER}}}": "0+1x60"}, ON | {"source": "n", "peer": "p"}, 40
+    ),
     "RelaydInterfaceLost": Case({f"relayd_interface_up{{{AT}}}": "0x60"}, ON),
     "RelaydClusterUnknown": Case({f"relayd_cluster_current{{{AT}}}": "0x60"}, ON),
     "RelaydHostProblem": Case({f"relayd_host_problems{{{AT}}}": "1x60"}, ON),
@@ -143,6 +146,7 @@ HEALTHY = INFO | {
     f"relayd_unreachable_peers{{{AT}}}": "0x60",
     f"relayd_interface_up{{{AT}}}": "1x60",
     f"relayd_host_problems{{{AT}}}": "0x60",
+    f"relayd_peer_path_changes_total{{{PEER}}}": "0+1x4 5x60",
     f"relayd_cluster_current{{{AT}}}": "1x60",
     f"relayd_proxy_renewals_total{{{AT}}}": "1x60",
     f"relayd_peers_without_series{{{AT}}}": "0x60",
