@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.model import BenchError
+from bench.process import cpu_ns
 from bench.targets import await_listening, free_port, started
 
 RELAYD = (sys.executable, "-c", "import sys; from relayd.cli import main; sys.exit(main())")
@@ -18,11 +20,14 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """One row: what was started, how long it took (seconds, each run), and how long it may."""
+    """One row: what was started, how long it may take, and how long it took (seconds, each run).
+
+    `cpu_s` is the CPU time of each run: what the rest is on a busy machine, others have had."""
 
     what: str
     goal_s: float
     runs_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
 
     @property
     def median_s(self) -> float:
@@ -36,7 +41,7 @@ class Beginning:
         spread = f"{min(self.runs_s) * 1e3:.0f} to {max(self.runs_s) * 1e3:.0f}"
         return (
             f"{self.what:30} {self.median_s * 1e3:5.0f} ms   ({spread}; goal {self.goal_s * 1e3:.0f} ms: "
-            f"{'met' if self.met else 'missed'})"
+            f"{'met' if self.met else 'missed'}); CPU {median(self.cpu_s) * 1e3:.0f} ms"
         )
 
 
@@ -45,35 +50,45 @@ def measure(cpu: int, repeats: int) -> list[Beginning]:
 
     Raises BenchError.
     """
-    rows: tuple[tuple[str, float, Callable[[int], float]], ...] = (
+    rows: tuple[tuple[str, float, Callable[[int], tuple[float, float]]], ...] = (
         ("relayd --help", 0.15, _help),
         ("relayd serve, to listening", 0.4, _serve),
     )
     found = []
     for what, goal_s, once in rows:
         once(cpu)
-        found.append(Beginning(what, goal_s, tuple(once(cpu) for _ in range(repeats))))
+        runs = [once(cpu) for _ in range(repeats)]
+        found.append(
+            Beginning(what, goal_s, tuple(took for took, _ in runs), tuple(used for _, used in runs))
+        )
     return found
 
 
-def _help(cpu: int) -> float:
-    begun = time.perf_counter()
+def _help(cpu: int) -> tuple[float, float]:
+    """-> seconds that it took, seconds of CPU"""
+    before, begun = _children_cpu_s(), time.perf_counter()
     with started([*RELAYD, "--help"], cpu=cpu, may_end=True) as process:
         process.communicate(timeout=TIMEOUT_S)
         took_s = time.perf_counter() - begun
         if process.returncode:
             raise BenchError(f"relayd --help ended with status {process.returncode}")
-    return took_s
+    return took_s, _children_cpu_s() - before
 
 
-def _serve(cpu: int) -> float:
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _serve(cpu: int) -> tuple[float, float]:
+    """Likewise, until it accepts a connection. Everything that is on by default is on."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as folder:
         command = [
             *(*RELAYD, "serve", "--listen", f"127.0.0.1:{port}", "--control", f"{folder}/relay.sock"),
-            *("--state", folder, "--http", "off", "--log", "json"),
+            *("--state", folder, "--log", "json"),
         ]
         begun = time.perf_counter()
         with started(command, cpu=cpu) as process:
             await_listening(process, port)
-            return time.perf_counter() - begun
+            return time.perf_counter() - begun, cpu_ns(process.pid) / 1e9
