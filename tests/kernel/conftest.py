@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,13 @@ inside = os.environ.get(INSIDE) == "1"
 
 # These tests make interfaces by fixed names in the network namespace they run in: that must not be a host's.
 collect_ignore_glob = [] if inside else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file that is named on the command line is collected whatever is ignored: not here, though."""
+    here = Path(__file__).parent
+    if not inside and any(item.path.is_relative_to(here) for item in items):
+        raise pytest.UsageError("the kernel tier changes the host it runs on: python -m tests.kernel.vm")
 
 
 def pytest_report_header() -> str:

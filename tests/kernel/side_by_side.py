@@ -7,10 +7,13 @@ second half's output follows the first one's.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.kernel.vm import INSIDE
 
 IN_NAMESPACES = ("test_adopted.py", "test_agent_lifecycle.py")
 """They have namespaces `a` and `b`, in turn, and nothing in the first one."""
@@ -20,6 +23,9 @@ NO_TESTS = 5  # pytest's exit status
 
 def main() -> int:
     """The exit status: pytest's, of the half that failed, if one did. Arguments are both pytests'."""
+    if os.environ.get(INSIDE) != "1":
+        print("this is for the virtual machine: python -m tests.kernel.vm", file=sys.stderr)
+        return 2
     here = Path(__file__).parent
     modules = sorted(here.glob("test_*.py"))
     first = [path for path in modules if path.name in IN_NAMESPACES]
