@@ -107,6 +107,8 @@ class Acquaintance:
         self._draw = draw
         self._pings: OrderedDict[bytes, float] = OrderedDict()
         self._pinged_at = -inf
+        self._unanswered = 0
+        """Pings through the relay since one was answered."""
         self._call_at, self._call_wait_s = -inf, CALL_FIRST_S
         self._told_at = -inf
         self._told: tuple[tuple[WireCandidate, ...], tuple[str, ...]] | None = None
@@ -198,12 +200,15 @@ class Acquaintance:
         if (self.asked and not direct) or not self._ever:
             wait_s = min(wait_s, PING_DOUBT_S * 2.0 ** min(self.asked, 10))
         usual = self._pinged_at + wait_s
-        return min(usual, max(doubtful_at, self._pinged_at + PING_DOUBT_S))
+        # Often at first: it is what a dead path waits for. Then less and less: nobody may be there any more.
+        doubt_s = PING_DOUBT_S * 2.0 ** max(0, min(self._unanswered - MAX_ASKED, 10))
+        return min(usual, max(doubtful_at, self._pinged_at + doubt_s))
 
     def ping(self, now: float) -> Ping:
         """One through the relay."""
         txid = self._draw(TXID_BYTES)
         self._pings[txid] = self._pinged_at = now
+        self._unanswered += 1
         if len(self._pings) > MAX_ASKED:
             self._pings.popitem(last=False)
         self.note_asked(now)
@@ -215,6 +220,7 @@ class Acquaintance:
         if asked_at is None or now - asked_at > ANSWER_S:
             return False
         self.answered_at, self.round_trip_s = now, now - asked_at
+        self._unanswered = 0
         self.note_answered()
         return True
 

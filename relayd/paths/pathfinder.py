@@ -49,6 +49,10 @@ ACTIVE_FOR_S = 3.0
 HURRY_S = 5.0
 """After an address changed, at either end, a path that falls silent has likely gone with it."""
 
+DOUBT_FOR_S = 10.0
+"""What isn't decided after so long in doubt waits for the next read of the kernel: an agent that is gone for
+good must not keep us busy."""
+
 DECIDE_S = 0.25
 """Between two decisions while a clock runs against the present path."""
 
@@ -151,7 +155,9 @@ class Pathfinder:
 
     def doubtful(self, now: float) -> bool:
         """Whether the present direct path owes an answer: what the kernel received is worth a look."""
-        return self.direct and now >= self.beat.doubtful_at(self.round_trip_s)
+        beat = self.beat
+        asked_s = now - beat.unanswered_since
+        return self.direct and now >= beat.doubtful_at(self.round_trip_s) and asked_s < DOUBT_FOR_S
 
     def was_set(self, endpoint: Endpoint | None) -> None:
         """WireGuard has been given this direct endpoint, or (None) the proxy's."""
@@ -302,7 +308,7 @@ class Pathfinder:
         ]
         if self._announcement is not None:
             times.append(self._announcement.next_at)
-        if self.selector.strayed_at < inf or self.beat.unanswered > 1 or self.checklist.valid(now):
+        if self.selector.strayed_at < inf or self.doubtful(now) or self.checklist.valid(now):
             times.append(self._decided_at + DECIDE_S)
         return min(times)
 

@@ -7,7 +7,8 @@ from math import inf
 
 import pytest
 
-from tests.helpers.path_network import NATS, WIREGUARD_PORT, Network, can_punch
+from relayd.paths.pathfinder import Send
+from tests.helpers.path_network import NATS, WIREGUARD_PORT, Network, Node, can_punch
 from tests.helpers.path_scenarios import run
 
 RUNS = 120
@@ -198,3 +199,23 @@ def test_two_ends_behind_one_nat_meet_on_the_lan() -> None:
     assert network.both_direct()
     assert network.a.path is not None
     assert network.a.path.selector.endpoint == network.b.inner
+
+
+def test_a_peers_agent_that_is_gone_for_good_is_asked_less_and_less() -> None:
+    network = Network(11, "port_restricted", "full_cone")
+    busy(network)
+    network.b.path = None  # its WireGuard goes on, and hears and answers the tunnel's packets
+    network.run(60.0)
+    assert network.a.path is not None
+    assert network.a.path.direct
+    said: list[float] = []
+    say = network._say
+
+    def counted(node: Node, send: Send) -> None:
+        said.append(network.now)
+        say(node, send)
+
+    network._say = counted  # type: ignore[method-assign]
+    begun = network.now
+    network.run(60.0)
+    assert len(said) < 2.0 * (network.now - begun)  # a Ping a second while there is traffic, and little else
