@@ -15,7 +15,7 @@ from relayd.observe.units import Status, ago, bits, count, delay_ms, duration, m
 
 TERMINAL_ROWS = 30
 """Peers of a relay shown on a terminal, the busiest first; elsewhere, and with --json, all of them."""
-AGENT_ROWS = 15
+AGENT_ROWS = 14
 """Likewise peers of an agent, which take two lines each: those without a way first."""
 WIDE_COLUMNS = 120
 """From here on a peer's reason has a column of its own; below, it stands under the endpoint."""
@@ -78,6 +78,7 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
     if relay.get("health"):
         console.print(_line(("      ", ""), (f"the relay says: {text(relay['health'])}", "yellow")))
     _print_health(console, status, status.get("peers") or ())
+    _print_reached(console, status)
     _print_queue(console, {}, status, "the relay")
     _print_drops(console, status)
     _print_http(console, status)
@@ -110,6 +111,20 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
     console.print(table)
     if rows is not None and len(peers) > rows:
         console.print(f"and {count(len(peers) - rows)} more (--json lists all)")
+
+
+def _print_reached(console: Console, status: Status) -> None:
+    """What kind of NAT there is, and where others are told to reach this host."""
+    found = status.get("discovery") or {}
+    kinds = [
+        f"{text(kind)} ({text(version).replace('ipv', 'IPv')})"
+        for version, kind in (found.get("nat") or {}).items()
+    ]
+    if not kinds:
+        return
+    guess = ", an estimate" if found.get("estimated") else ""
+    at = f", reached at {text(found['endpoint'])}{guess}" if found.get("endpoint") else ""
+    console.print(_line(("NAT   ", "bold"), f"{', '.join(kinds)}{at}"))
 
 
 def _need(peer: Status) -> tuple[int, int]:

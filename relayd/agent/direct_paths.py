@@ -1,7 +1,7 @@
 """The part of an agent that looks for direct paths, put together: WireGuard's port shared, own addresses,
 prober.
 
-shared_port -> path_prober -> shared_port | link          own_addresses -> path_prober
+shared_port -> path_prober -> shared_port | link          own_addresses, discovery -> path_prober
 path_prober -> reconciler (verdicts), proxy (late packets, by the reinjector)
 """
 
@@ -10,9 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from typing import Protocol
 
+from relayd.agent.discovery.keeper import Discovery
+from relayd.agent.discovery.relay_probes import RelayProbes
 from relayd.agent.discovery.stun_client import StunClient
-from relayd.agent.discovery.stun_servers import StunServer
+from relayd.agent.discovery.stun_servers import Resolver, StunServer
+from relayd.agent.discovery.survey import Sources
 from relayd.agent.own_addresses import OwnAddresses
 from relayd.agent.path_prober import Link, PathProber, Proxy
 from relayd.agent.reinjector import Reinjector
@@ -24,7 +28,18 @@ from relayd.kernel.wireguard import Interface
 from relayd.keys import PublicKey
 from relayd.netio.poller import Poller
 from relayd.netio.raw_udp import Datagram
+from relayd.paths.candidates import Candidate, make
+from relayd.paths.findings import Method
 from relayd.services import Service
+from relayd.wire.frames import NatProbe
+
+
+class ProbingLink(Link, Protocol):
+    """A link to a relay that may be asked for NAT probes."""
+
+    @property
+    def relay_endpoint(self) -> Endpoint | None:
+        """Where the connection goes to; None: there is none."""
 
 
 class DirectPaths:
@@ -38,7 +53,7 @@ class DirectPaths:
         reinjector: Reinjector,
         stack: ExitStack,
         *,
-        link: Link,
+        link: ProbingLink,
         proxy: Proxy,
         nudge: Callable[[], None],
         known: Callable[[PublicKey], Iterable[Endpoint]],
@@ -65,15 +80,34 @@ class DirectPaths:
         stack.callback(self.port.close)
         self._client = StunClient(self.port)
         texts = [*(relay.address for relay in config.relays), *config.stun]
+        servers = tuple(dict.fromkeys(StunServer.parse(text) for text in texts))
+        resolver = Resolver()
+        self._link = link
+        self.discovery = Discovery(
+            self.port,
+            self._client,
+            Sources(
+                servers=servers,
+                manual=config.endpoints,
+                port_mapping=config.port_mapping,
+                aws=config.aws_metadata,
+                probes=RelayProbes(lambda: link.relay_endpoint, self._ask_to_be_probed),
+            ),
+            changed=self._found,
+            resolver=resolver,
+        )
         self.addresses = OwnAddresses(
             interface.name,
             client=self._client,
-            servers=[StunServer.parse(text) for text in texts],
+            servers=servers,
             publish=self.prober.localize,
             port=lambda: self.port.wireguard_port,
             connected=lambda: link.connected,
             only=config.candidate_interfaces,
             hold_s=config.nat_hold_s,
+            resolver=resolver,
+            more=self._more,
+            moved=self.discovery.look_again,
         )
         self.port.join(poller)
         self.prober.use(self.port)
@@ -83,11 +117,34 @@ class DirectPaths:
         return [
             Service(name="own addresses", run=self.addresses.run),
             Service(name="path prober", run=self.prober.run),
+            Service(name="discovery", run=self.discovery.run),
         ]
 
     def drops(self) -> Mapping[str, int]:
         """Messages that nobody got to see, by reason."""
         return self.prober.drops()
+
+    def _found(self) -> None:
+        self.addresses.tell()
+
+    def _more(self) -> list[Candidate]:
+        """What STUN and the interfaces don't tell; those, `own_addresses` has itself, and fresher."""
+        return [
+            make(
+                "srflx",
+                one.endpoint,
+                base=one.base,
+                server=one.source,
+                found_at=one.found_at,
+                method=one.method.value,
+            )
+            for one in self.discovery.findings
+            if one.method in (Method.MANUAL, Method.UPNP, Method.AWS_METADATA)
+        ]
+
+    def _ask_to_be_probed(self, request: NatProbe) -> None:
+        frame = request.encode()
+        self._link.send([frame], len(frame))
 
     def _on_stun(self, datagram: Datagram) -> None:
         self._client.on_datagram(datagram)

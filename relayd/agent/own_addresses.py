@@ -60,13 +60,17 @@ class OwnAddresses:
         connected: Callable[[], bool],
         only: Collection[str] = (),
         hold_s: float = HOLD_S,
+        more: Callable[[], Sequence[Candidate]] = list,
+        moved: Callable[[], None] = lambda: None,
         resolver: Resolver | None = None,
         watch: Callable[[Callable[[], None]], Awaitable[None]] = events.watch_addresses,
         addresses: Callable[[], Awaitable[list[HostAddress]]] = host_addresses,
     ) -> None:
         """`interface` is WireGuard's, whose own addresses don't count. `port`: what WireGuard listens on now.
         `connected`: whether the relay is. `only`: the interfaces that count; empty: all that aren't
-        virtual."""
+        virtual. `more`: candidates that others found out, by a gateway's port mapping for one. `moved` is
+        called when an own address came or went."""
+        self._more, self._moved = more, moved
         self._interface, self._client, self._servers = interface, client, tuple(servers)
         self._publish, self._port, self._connected, self._only = publish, port, connected, only
         self._hold_s = hold_s
@@ -86,6 +90,10 @@ class OwnAddresses:
     def look_again(self) -> None:
         """Something happened: ask at once."""
         self._news.set()
+
+    def tell(self) -> None:
+        """`more` has something else to say now."""
+        self._tell(self.local, moved=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep it true until cancelled. Ready at once: nobody waits for a STUN server."""
@@ -131,6 +139,7 @@ class OwnAddresses:
         self._hosts = hosts
         if moved:
             self._mapped.clear()  # seen from an address that isn't ours any more, maybe
+            self._moved()
         base = replace(
             self.local,
             own=frozenset((*(one.address for one in outer), *inner)),
@@ -204,7 +213,9 @@ class OwnAddresses:
             base,
             # What a symmetric NAT gave for a STUN server isn't what a peer gets, but one has to be told: a
             # peer whose own NAT filters by address alone opens it by a Ping there.
-            candidates=tuple(chosen([*self._hosts, *(mapped[:1] if self.symmetric else mapped)])),
+            candidates=tuple(
+                chosen([*self._hosts, *self._more(), *(mapped[:1] if self.symmetric else mapped)])
+            ),
             hold_s=self._hold_s if behind_nat else inf,
             prediction=self._prediction,
         )

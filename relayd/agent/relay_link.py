@@ -38,6 +38,7 @@ from relayd.agent.relay_leg import RelayLeg
 from relayd.agent.relay_session import Complaint, Connected, Draining, Event, Health, NotProved, RelaySession
 from relayd.backoff import CAP_S, FIRST_S, Backoff
 from relayd.coordination.model import RelayAddress
+from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.keys import PrivateKey
 from relayd.manager.manager import Manager
@@ -166,6 +167,11 @@ class RelayLink:
         self.dials = 0
         self.reason = ""
         """Why there is no connection, or what the relay complained of; empty when all is well."""
+
+    @property
+    def relay_endpoint(self) -> Endpoint | None:
+        """Where the connection that carries goes to; None: there is none."""
+        return self._sender.endpoint if self._sender is not None else None
 
     @property
     def connected(self) -> bool:

@@ -310,6 +310,12 @@ AGENT = Role(
             "proxy_port", kinds.PORT, "the agent's port on lo, where WireGuard sends what is for the relay"
         ),
         _paths(
+            "endpoints",
+            kinds.several(values.peer_endpoint, "IP:PORT", example="203.0.113.5:51820"),
+            "where this host's WireGuard is reached, where you know it; may be repeated",
+            default="found out",
+        ),
+        _paths(
             "stun",
             kinds.several(values.stun_server, "HOST:PORT", example="stun.example.net:3478"),
             "STUN servers to ask beside the relay, which is one; may be repeated",

@@ -197,6 +197,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """As of a relay."""
 
     http_names: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    """Where this host's WireGuard is reached, as far as somebody knows."""
+
     stun: tuple[str, ...] = ()
     """STUN servers beside the relay, which is one; HOST:PORT each."""
 

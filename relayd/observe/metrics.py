@@ -102,6 +102,15 @@ def _is_fresh(handshake_age_s: float | None) -> bool:
     return handshake_age_s is not None and handshake_age_s < marks.HANDSHAKE_FRESH_S
 
 
+NAT_TYPES = {"unknown": 0, "cone": 1, "symmetric": 2, "port-restricted-cone": 3, "open": 4}
+"""As WireKube's wirekube_node_nat_type has them."""
+
+
+def _nat_types(status: Status, _peers: Peers) -> Value:
+    found = status.get("discovery") or {}
+    return {version: NAT_TYPES[nat] for version, nat in (found.get("nat") or {}).items()}
+
+
 # --- the tables ---
 
 BOTH = (
@@ -234,6 +243,13 @@ AGENT = (
         "gauge",
         "Things of the agent's on this host that are not as they should be and that it could not mend.",
         lambda status, _: len(status["host_problems"]),
+    ),
+    Metric(
+        "relayd_nat_type",
+        "gauge",
+        "The NAT in front of this host: 0 unknown, 1 cone, 2 symmetric, 3 port-restricted cone, 4 open.",
+        _nat_types,
+        label="version",
     ),
     Metric(
         "relayd_mesh_waits_for_restart",

@@ -31,6 +31,7 @@ def show(
     servers = [StunServer.parse(text) for text in texts]
     sources = Sources(
         servers=tuple(dict.fromkeys(servers)),
+        manual=config.endpoints,
         lifetime_s=lifetime_s,
         port_mapping=map_port,
         aws=config.aws_metadata,

@@ -123,6 +123,13 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
             "peers": len(paths),
             "problems": [],
         },
+        "discovery": {
+            "nat": {"ipv4": "port-restricted-cone", "ipv6": "open"},
+            "endpoint": "203.0.113.5:51820",
+            "estimated": False,
+            "findings": [{"endpoint": "203.0.113.5:51820", "method": "stun", "source": "198.51.100.1:3478"}],
+            "problems": [],
+        },
         "public_key": key(99),
         "listen_port": 51820,
         "proxy_port": 22347,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
 
 import pytest
 import trio
@@ -13,45 +16,21 @@ import trio
 from relayd.agent.discovery import gateway
 from relayd.agent.discovery.gateway import Mapped, NoMappingError, map_port
 from relayd.demo.host import check_programs
-from relayd.demo.lab import RELAYD, Node
+from relayd.demo.lab import RELAYD
 from relayd.demo.process import Process
 from relayd.demo.tunnel import Tunnel
+from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.wire import port_control
+from tests.helpers.gateway import CLAIMED, make_gateway, start_gateway
 from tests.helpers.inside import inside
 from tests.helpers.natlab import Internet, Nat, Site
-from tests.helpers.netns import wait_until, write
+from tests.helpers.netns import status_of, wait_until
+from tests.helpers.path_mesh import CONTROL, PathMesh
+from tests.helpers.path_mesh import PORTS as PATH_PORTS
 
 PORT = 51820
 GATEWAY, OWN = IPv4Address("192.168.2.1"), IPv4Address("192.168.2.2")
-CLAIMED = "11.0.0.1"
-"""What miniupnpd is told to call its outer address: it refuses to work with one that is for documentation."""
-
-CHAINS = """
-table inet miniupnpd {
-    chain forward { type filter hook forward priority 0; jump forward_upnp; }
-    chain forward_upnp { }
-    chain prerouting { type nat hook prerouting priority -100; jump prerouting_upnp; }
-    chain prerouting_upnp { }
-    chain postrouting { type nat hook postrouting priority 100; jump postrouting_upnp; }
-    chain postrouting_upnp { }
-}
-"""
-CONFIG = f"""
-ext_ifname=wan
-ext_ip={CLAIMED}
-listening_ip=lan0
-ipv6_disable=yes
-secure_mode=yes
-uuid=3783ddd0-9d1f-4912-be72-4616e9510fcd
-upnp_table_name=miniupnpd
-upnp_nat_table_name=miniupnpd
-upnp_forward_chain=forward_upnp
-upnp_nat_chain=prerouting_upnp
-upnp_nat_postrouting_chain=postrouting_upnp
-allow 1024-65535 192.168.2.0/24 1024-65535
-deny 0-65535 0.0.0.0/0 0-65535
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,36 +40,14 @@ def net() -> Iterator[Internet]:
     except HostError as error:
         pytest.skip(str(error))
     with Internet([Site("home", (Nat.PORT_RESTRICTED,))], public=("stun1",)) as made:
-        router, host = made.places["home"].routers[0], made.host("home")
-        # Its only address there: miniupnpd takes the interface's first one for its own.
-        router.ip(f"addr add {GATEWAY}/24 dev lan0", "addr del 192.0.2.2/32 dev lan0")
-        # Multicast goes where the default route goes; an address with a prefix, as DHCP gives one.
-        host.ip(
-            "addr flush dev eth0 scope global",
-            f"addr add {OWN}/24 dev eth0",
-            f"route replace default via {GATEWAY} dev eth0",
-        )
-        router.run("nft", "-f", "-", stdin=CHAINS)
+        assert make_gateway(made, "home") == (GATEWAY, OWN)
         yield made
 
 
-def start(net: Internet, router: Node, settings: str) -> Process:
-    write(router, "/run/miniupnpd.conf", CONFIG + settings)
-    process = router.start("miniupnpd", "-d", "-f", "/run/miniupnpd.conf", "-P", "/run/miniupnpd.pid")
-    last = "HTTP listening on" if "natpmp=no" in settings else "Listening for NAT-PMP/PCP traffic"
-    process.wait_for_output(last, 10.0)
-    return process
-
-
 @pytest.fixture
-def router(net: Internet) -> Node:
-    return net.places["home"].routers[0]
-
-
-@pytest.fixture
-def both(net: Internet, router: Node) -> Iterator[Process]:
+def both(net: Internet) -> Iterator[Process]:
     """A gateway that does all three."""
-    process = start(net, router, "enable_upnp=yes\nenable_natpmp=yes\n")
+    process = start_gateway(net, "home")
     yield process
     net.lab.discard(process)
 
@@ -136,12 +93,12 @@ def test_nat_pmp_maps_where_there_is_no_pcp(
 
     monkeypatch.setattr(port_control, "pcp_map_answer_untrusted", no_pcp)
     mapped = ask(net, upnp=False, port=PORT + 1)
-    assert (mapped.protocol, str(mapped.external.address)) == ("NAT-PMP", CLAIMED)
+    assert (mapped.protocol, str(mapped.external.address)) == ("NAT-PMP", str(CLAIMED))
     assert gets_in(net, mapped.external.port, PORT + 1)
 
 
-def test_upnp_maps_where_there_is_neither(net: Internet, router: Node) -> None:
-    process = start(net, router, "enable_upnp=yes\nenable_natpmp=no\n")
+def test_upnp_maps_where_there_is_neither(net: Internet) -> None:
+    process = start_gateway(net, "home", pmp=False)
     mapped = ask(net, port=PORT + 2)
     assert (mapped.protocol, str(mapped.external)) == ("UPnP", f"{CLAIMED}:{PORT + 2}")
     assert gets_in(net, mapped.external.port, PORT + 2)
@@ -164,3 +121,44 @@ def test_relayd_stun_maps_when_it_is_told_to(net: Internet, both: Process) -> No
     [found] = [one for one in answer["findings"] if one["method"] == "upnp"]
     assert found["endpoint"] == f"{CLAIMED}:{PORT + 3}"
     assert found["source"] == f"PCP, {GATEWAY}"
+
+
+# With agents -----------------------------------------------------------------------------------------------
+
+
+def discovered(mesh: PathMesh, name: str) -> dict[str, Any] | None:
+    """What the agent says of how its host is reached, once it knows."""
+    status = status_of(mesh.nodes[name], CONTROL)
+    found: dict[str, Any] | None = status["discovery"] if status is not None else None
+    return found if found is not None and found["nat"] else None
+
+
+def test_a_pair_that_no_punching_helps_goes_direct_by_the_gateways_mapping() -> None:
+    """Port-restricted against symmetric stays relayed in theory: here the mapping lets strangers in."""
+    with PathMesh((Nat.PORT_RESTRICTED,), (Nat.SYMMETRIC,)) as mesh:
+        make_gateway(mesh.internet, "a")
+        start_gateway(mesh.internet, "a")
+        mesh.start_agents()
+        mesh.wait_up()
+        mesh.wait_path("direct", timeout_s=60.0)
+        # What leaves the router has its other address, by which the mapping lets in too.
+        outside = {CLAIMED, mesh.internet.address("a")}
+        assert mesh.endpoint("b") in {Endpoint(address, PATH_PORTS["a"]) for address in outside}
+        for name, nat, methods in (
+            ("a", "port-restricted-cone", {"stun", "upnp", "internal-ip"}),
+            ("b", "symmetric", {"stun", "internal-ip"}),
+        ):
+            found = wait_until(partial(discovered, mesh, name), f"{name} knows its NAT")
+            assert found["nat"]["ipv4"] == nat
+            assert {one["method"] for one in found["findings"]} >= methods
+
+
+def test_without_it_the_pair_stays_relayed() -> None:
+    with PathMesh((Nat.PORT_RESTRICTED,), (Nat.SYMMETRIC,), agent="port_mapping = false") as mesh:
+        make_gateway(mesh.internet, "a")
+        start_gateway(mesh.internet, "a")
+        mesh.start_agents()
+        mesh.wait_up()
+        mesh.wait_path("relay")
+        time.sleep(8.0)  # a round of checks, and the discovery's questions, are over by then
+        assert [mesh.path(name) for name in ("a", "b")] == ["relay", "relay"]

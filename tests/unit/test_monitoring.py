@@ -88,6 +88,7 @@ def test_the_dashboard_shows_every_metric_that_counts() -> None:
         "wirekube_peer_ice_state",
         "relayd_cluster_current",
         "relayd_mesh_waits_for_restart",
+        "relayd_nat_type",
         "relayd_link_proved",
         "relayd_peer_gone",
         "relayd_reading_pauses_total",
