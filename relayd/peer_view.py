@@ -28,11 +28,11 @@ def print_peers(
                 for line in in_words(peer.get("history") or ()):
                     console.print(line, highlight=False, markup=False)
             else:
-                _print_candidates(console, (peer.get("ice") or {}).get("candidates") or ())
+                _print_candidates(console, (peer.get("paths") or {}).get("candidates") or ())
 
 
 def _print_peer(console: Console, peer: Peer) -> None:
-    paths = peer.get("ice") or {}
+    paths = peer.get("paths") or {}
     trips = paths.get("round_trip_ms") or {}
     lines = [
         f"peer       {text(peer.get('key'))}",

@@ -37,7 +37,7 @@ def peer_status(
         "relay_rx_frames": 0 if relayed is None else relayed.rx_frames,
         "relay_tx_frames": 0 if relayed is None else relayed.tx_frames,
         "relay_gone": None if relayed is None else _gone(relayed, now),
-        "ice": None if finder is None else report.summary(finder, now),
+        "paths": None if finder is None else report.summary(finder, now),
     }
 
 

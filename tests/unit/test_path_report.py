@@ -77,7 +77,7 @@ def test_a_person_sees_path_round_trips_and_candidates() -> None:
         "handshake_age_s": 3.0,
         "rx_bytes": 1,
         "tx_bytes": 2,
-        "ice": told(network),
+        "paths": told(network),
         "history": [
             {"ago_s": 1.0, "state": "direct", "endpoint": "203.0.113.2:1", "why": "it\x1b[31m works"}
         ],
@@ -94,5 +94,5 @@ def test_a_person_sees_path_round_trips_and_candidates() -> None:
 
 def test_a_peer_of_an_agent_that_does_not_look_is_shown_all_the_same() -> None:
     out = io.StringIO()
-    print_peers([{"key": "k", "path": "relay", "ice": None}], why=False, file=out, columns=80)
+    print_peers([{"key": "k", "path": "relay", "paths": None}], why=False, file=out, columns=80)
     assert "no addresses of the peer were tried" in out.getvalue()
