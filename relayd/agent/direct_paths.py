@@ -109,6 +109,7 @@ class DirectPaths:
             more=self._more,
             moved=self.discovery.look_again,
         )
+        self.port.after_change += [self.addresses.look_again, self.discovery.look_again]
         self.port.join(poller)
         self.prober.use(self.port)
 

@@ -67,6 +67,8 @@ class SharedPort:
         self._poller: Poller | None = None
         self.counts: Counter[str] = Counter()
         """Datagrams received, those not for us, and errors, by reason."""
+        self.after_change: list[Callable[[], None]] = []
+        """Called when WireGuard has another port: what was found out about the old one says nothing of it."""
         self.lacks = "" if raw else lacks or "it wasn't asked for"
         """Why the port couldn't be shared, in words; empty when it is."""
         self._legs: dict[int, UdpLeg] = {}
@@ -106,6 +108,8 @@ class SharedPort:
         self.wireguard_port = port
         for leg in self._legs.values():
             leg.set_port(port)
+        for hook in self.after_change:
+            hook()
 
     def send(self, payload: bytes, to: Endpoint, *, source: Address | None = None) -> None:
         """Send one datagram, without waiting, from `source` (an own address) or the one that routing chooses.

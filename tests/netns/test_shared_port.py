@@ -188,7 +188,11 @@ def test_another_port_is_heard_after_set_port_and_the_old_one_no_more(
     port = heard.open()
     stranger.sendto(STUN, (HERE[version], PORT))
     assert reads(port, lambda: heard.stun)
+    changes: list[int] = []
+    port.after_change.append(lambda: changes.append(port.wireguard_port))
+    port.set_port(PORT)
     port.set_port(PORT + 7)
+    assert changes == [PORT + 7], "told once, and only of a change"
     stranger.sendto(STUN + b"old", (HERE[version], PORT))
     stranger.sendto(STUN + b"new", (HERE[version], PORT + 7))
     assert reads(port, lambda: heard.stun[-1].payload.endswith(b"new"))

@@ -19,6 +19,7 @@ from relayd.kernel.addresses import HostAddress
 from relayd.kernel.links import Link
 from relayd.netio.raw_udp import Address, Datagram
 from relayd.paths.acquaintance import Local
+from relayd.paths.candidates import Candidate, make
 from relayd.wire import stun
 
 SERVER, SECOND = Endpoint.parse("192.0.2.1:3478"), Endpoint.parse("192.0.2.1:3479")
@@ -188,3 +189,35 @@ async def test_a_nat_that_counts_is_predicted(
 def test_only_what_counts_is_predicted(ports: list[int], expected: tuple[int, int] | None) -> None:
     found = predicted([Endpoint(IPv4Address("203.0.113.5"), port) for port in ports])
     assert (None if found is None else (found[0].port, found[1])) == expected
+
+
+async def test_what_others_found_out_is_told_too_and_they_hear_of_a_move(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    world.answers = False
+    more: list[Candidate] = []
+    moves: list[float] = []
+    made = OwnAddresses(
+        "wg0",
+        client=world.client,
+        servers=[],
+        publish=world.publish,
+        port=lambda: 51820,
+        connected=lambda: True,
+        watch=world.watch,
+        addresses=world.host_addresses,
+        more=lambda: more,
+        moved=lambda: moves.append(trio.current_time()),
+    )
+    await nursery.start(made.run)
+    await trio.sleep(1.0)
+    assert endpoints(made.local) == {"10.0.0.2:51820"}
+    more.append(make("srflx", Endpoint.parse("203.0.113.9:51820"), base=INNER, method="upnp"))
+    made.tell()
+    assert endpoints(world.told[-1][0]) == {"10.0.0.2:51820", "203.0.113.9:51820"}
+    assert moves == []
+    world.addresses = [ip_address("10.0.7.7")]
+    world.changed()
+    await trio.sleep(1.0)
+    assert len(moves) == 1
