@@ -24,6 +24,7 @@ from pathlib import Path
 import trio
 
 import relayd
+from relayd import marks
 from relayd.agent.agent_status import merge_drops, peer_status
 from relayd.agent.beginning import (
     clean_state,
@@ -33,12 +34,14 @@ from relayd.agent.beginning import (
     open_interface,
     refuse_second,
 )
+from relayd.agent.cluster import Cluster
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.direct_paths import DirectPaths
 from relayd.agent.handover import AgentHandover
 from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.known_relays import KnownRelays
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
+from relayd.agent.mesh_follower import MeshFollower
 from relayd.agent.node_key import with_key
 from relayd.agent.reconcile import Path as PathKind
 from relayd.agent.reconcile import PeerPath
@@ -48,8 +51,10 @@ from relayd.agent.relay_link import LinkSettings, RelayLink
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
 from relayd.coordination.model import Mesh
+from relayd.coordination.source import Source
 from relayd.coordination.static_file import StaticFile
-from relayd.kernel import hints
+from relayd.join import JoinString
+from relayd.kernel import hints, state_dir
 from relayd.kernel.state_dir import RELAYS
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
 from relayd.keys import PublicKey
@@ -71,6 +76,9 @@ from relayd.signals import Signals
 from relayd.wire.identity_frames import PeerGone
 from relayd.wire.runs import Run
 
+NO_RELAY = JoinString("relay.invalid", marks.RELAY_PORT)
+"""Of an agent whose mesh has none: its link never runs."""
+
 
 async def run_agent(
     config: AgentConfig,
@@ -88,9 +96,33 @@ async def run_agent(
     when the relay would be reached through the tunnel.
     """
     manager = manager if manager is not None else Manager.none()
-    await refuse_second(config.control_path)
-    config = with_key(config)
-    mesh = await StaticFile(config).snapshot()
+    if not config.kubernetes:
+        await refuse_second(config.control_path)
+        config = with_key(config)
+        source = StaticFile(config)
+        await _run(config, source, await source.snapshot(), manager, None, task_status=task_status)
+        return
+    with ExitStack() as stack:
+        stack.enter_context(state_dir.held(Path(config.state_dir), alone=False))
+        cluster = Cluster(config)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cluster.source.run)
+            mesh = await cluster.source.snapshot()
+            config = cluster.configured(mesh)
+            await refuse_second(config.control_path)
+            await _run(config, cluster.source, mesh, manager, cluster, task_status=task_status)
+
+
+async def _run(
+    config: AgentConfig,
+    source: Source,
+    mesh: Mesh,
+    manager: Manager,
+    cluster: Cluster | None,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """`run_agent` once it is known what for: `mesh` is `source`'s at first."""
     with ExitStack() as stack:
         rules = host_rules(config)
         if config.owned is not None:
@@ -106,7 +138,18 @@ async def run_agent(
             http = open_http(config.http, stack)
             handover = AgentHandover(manager)
             stack.callback(handover.close)
-            agent = Agent(config, mesh, opened.wireguard, interface, keeper, stack, handover, http=http)
+            agent = Agent(
+                config,
+                source,
+                mesh,
+                opened.wireguard,
+                interface,
+                keeper,
+                stack,
+                handover,
+                http=http,
+                cluster=cluster,
+            )
         except BaseException:
             await opened.undo()
             raise
@@ -138,6 +181,7 @@ class Agent:
     def __init__(
         self,
         config: AgentConfig,
+        source: Source,
         mesh: Mesh,
         wireguard: WireGuard,
         interface: Interface,
@@ -146,13 +190,15 @@ class Agent:
         handover: AgentHandover,
         *,
         http: HttpServer | None,
+        cluster: Cluster | None = None,
     ) -> None:
-        """`interface` is what `wireguard` read. `stack` closes what is opened here. Raises HostError.
+        """`mesh` is what `source` had, `interface` what `wireguard` read. `stack` closes what is opened here.
 
-        What `handover` has of an earlier process is used."""
+        What `handover` has of an earlier process is used. Raises HostError.
+        """
         if interface.private_key is None:
             raise hints.no_private_key(interface.name)
-        self._config = config
+        self._config, self._cluster = config, cluster
         self._http = http
         self.keeper = keeper
         self._started_at = time.monotonic()
@@ -163,7 +209,7 @@ class Agent:
         # Link and proxy know each other by one function each; the link sends nothing before it runs.
         self.link = RelayLink(
             self.poller,
-            mesh.relays[0],
+            mesh.relays[0] if mesh.relays else NO_RELAY,
             interface.private_key,
             self._deliver,
             LinkSettings(
@@ -227,6 +273,7 @@ class Agent:
             on_read=keeper.interface_read,
         )
         stack.callback(self.reconciler.close)
+        self.follower = MeshFollower(source, mesh, keeper, self.reconciler, Path(config.state_dir))
 
     def hand_over(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """At the end: after one in order (cancelled, that is) the next process goes on from here."""
@@ -236,6 +283,7 @@ class Agent:
     def services(self) -> list[Service]:
         """What runs, in the order in which it starts."""
         telling = Telling(self)
+        reports = [] if self._cluster is None else [self._cluster.publisher(self).run]
         return [
             Service(
                 name="control socket",
@@ -245,10 +293,12 @@ class Agent:
             ),
             Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
-            Service(name="relay link", run=self.link.run),
+            *([Service(name="relay link", run=self.link.run)] if self.follower.mesh.relays else []),
             *(self.direct_paths.services() if self.direct_paths is not None else ()),
             Service(name="reconciler", run=self.reconciler.run),
             Service(name="host keeper", run=self.keeper.run),
+            Service(name="mesh", run=self.follower.run),
+            *(Service(name="reports", run=run) for run in reports),
         ]
 
     def summary(self) -> dict[str, object]:
@@ -262,6 +312,8 @@ class Agent:
             "interface": interface.name,
             "interface_problem": self.reconciler.problem,
             "host_problems": list(self.keeper.problems),
+            "mesh_problem": self.follower.problem,
+            "cluster": None if self._cluster is None else self._cluster.source.status(),
             "public_key": str(interface.public_key),
             "listen_port": interface.listen_port,
             "proxy_port": self.proxy.port,

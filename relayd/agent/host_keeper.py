@@ -79,6 +79,7 @@ class HostKeeper:
         self._news = trio.Event()
         self._firewall_news = True
         """Whether the firewall is worth a look: to list its chains is three processes, or six."""
+        self._turn = trio.Lock()
         self._log = log.get(interface=inventory.interface)
 
     async def begin(self) -> None:
@@ -110,18 +111,44 @@ class HostKeeper:
 
     async def look(self) -> None:
         """Put right what is wrong."""
+        async with self._turn:
+            for line in await self._put_right(self._keep_interface):
+                self._log.warning("host.restored", what=line)
+
+    async def follow(
+        self,
+        inventory: Inventory,
+        relays: Sequence[JoinString],
+        *,
+        now: Callable[[], Awaitable[list[str]]],
+        later: Callable[[], Awaitable[list[str]]],
+    ) -> None:
+        """The host is to be otherwise: `inventory`, and the interface as `now` puts it, and `later` keeps it.
+
+        What can't be done is told and tried again, as at every look.
+        """
+        async with self._turn:
+            moved = tuple(relays) != tuple(self._relays)
+            self.inventory = replace(inventory, mark_rule=inventory.mark_rule or self.inventory.mark_rule)
+            self._relays, self._keep_interface = relays, later
+            for line in await self._put_right(now):
+                self._log.info("host.changed", what=line)
+        if moved:  # a name may take seconds: peers that are gone don't wait for it
+            await self._resolve_again()
+            await self.look()
+
+    async def _put_right(self, keep_interface: Callable[[], Awaitable[list[str]]] | None) -> list[str]:
         problems, written = [], []
         try:
-            if self._keep_interface is not None:
-                written += await self._keep_interface()
+            if keep_interface is not None:
+                written += await keep_interface()
             done = await self._apply()
             written += done.written
             problems = done.problems
         except HostError as error:
             problems = [str(error)]
-        for line in written:
-            self._log.warning("host.restored", what=line)
         self._tell(problems)
+        return written
 
     async def _apply(self) -> Applied:
         """With the rule that keeps the relay's connection out of the tunnel, if that is what it takes."""

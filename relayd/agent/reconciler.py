@@ -119,6 +119,10 @@ class Reconciler:
         """Look at once: a verdict changed."""
         self._nudged.set()
 
+    def configure(self, endpoints: Mapping[PublicKey, Endpoint]) -> None:
+        """These are the endpoints that the configuration gives, from now on."""
+        self._configured = endpoints
+
     async def look(self) -> None:
         """Read the interface once and act on it. That it is away is said once, and again when it is back."""
         try:

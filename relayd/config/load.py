@@ -6,7 +6,7 @@ Loading reads files and nothing else: no name is looked up, no interface touched
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -126,11 +126,14 @@ def examine_agent(
     reading.check_tables(AGENT, RELAY, "that is for relayd serve; an agent's {table} has {has}")
     found = reading.find_all(AGENT.settings)
     settings = {name: one.value for name, one in found.items()}
+    in_cluster = bool(settings.get("kubernetes"))
+    reading.errors += _cluster_mistakes(in_cluster, settings, document, environ)
     with reading.noting():
         settings["relays"] = _relays(found)
         of_relay = AGENT.setting("relays")
         if (
             relay_needed
+            and not in_cluster
             and not settings["relays"]
             and not any(
                 error.key.startswith("relay") or error.source in (of_relay.flag, of_relay.variable)
@@ -151,7 +154,7 @@ def examine_agent(
         peers = _peers(reading)
     reading.errors += peer_mistakes(peers, owned, document)
     with reading.noting():
-        if clean_state and document.at(("interface",)) is None:
+        if clean_state and not in_cluster and document.at(("interface",)) is None:
             raise Place("--clean-state").error(
                 "an interface that exists is used as it is, there is nothing to build anew",
                 "describe the interface under [interface]",
@@ -166,6 +169,24 @@ def examine_agent(
             **settings,
         )
     return Examined(AGENT, config, tuple(reading.in_order()), found, document)
+
+
+def _cluster_mistakes(
+    in_cluster: bool, settings: Mapping[str, object], document: Document, environ: Mapping[str, str]
+) -> Iterator[ConfigError]:
+    """What an agent of a cluster lacks, or has twice."""
+    if not in_cluster:
+        return
+    if "node_name" not in settings:
+        hint = "--node-name, or NODE_NAME by the pod's fieldRef"
+        yield Place("--kubernetes").error("no node is named", hint)
+    if "api_server" not in settings and not environ.get("KUBERNETES_SERVICE_HOST"):
+        hint = "--api-server URL; a pod's environment has it"
+        yield Place("--kubernetes").error("nothing says where the API server is", hint)
+    for table in ("interface", "peer"):
+        if document.at((table,)) is not None:
+            hint = "leave it out, or run without --kubernetes"
+            yield document.place((table,)).error("with --kubernetes the cluster's resources say that", hint)
 
 
 def load_host(flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None) -> HostConfig:

@@ -118,11 +118,13 @@ class Reading:
         if self.document.at(setting.path) is not None:
             value = self.read_at(setting.path, setting.kind.read)
             in_file = Found(_plain(value, self.document.directory), self.document.place(setting.path))
-        flag, variable = self._flags.get(setting.flag_word), self._environ.get(setting.variable)
+        flag = self._flags.get(setting.flag_word)
+        names = (setting.variable, *setting.variables)
+        named, variable = next(((one, text) for one in names if (text := self._environ.get(one))), ("", ""))
         if flag is not None and flag != [] and flag != ():
             place, raw = Place(setting.flag), _from_flag(flag)
         elif variable:
-            place, raw = Place(setting.variable), variable
+            place, raw = Place(named), variable
         else:
             return in_file
         try:

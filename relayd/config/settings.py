@@ -46,6 +46,9 @@ class Setting:
     word: str = ""
     """`--word` and RELAYD_WORD, when it isn't the name."""
 
+    variables: tuple[str, ...] = ()
+    """Other variables that give it, when its own doesn't: those that WireKube's manifests set."""
+
     default: str = ""
     """What the default is, in words, where the field's own doesn't say it."""
 
@@ -160,6 +163,12 @@ _LOG = "how to log; auto: for people on a terminal"
 _QUEUE_BYTES_HELP = "a receiver that falls behind loses its oldest frames past this many bytes"
 _QUEUE_AGE_HELP = "and those that have waited longer than this, in milliseconds"
 
+_API_HELP = "the cluster's API server"
+_API_VARIABLES = ("WIREKUBE_KUBE_APISERVER",)
+_API_DEFAULT = "the pod's environment"
+_API_TOKEN_HELP = "the file with the token that the API server knows this process by"
+_API_CA_HELP = "the file with the CAs that its certificate is checked by"
+
 # One for each heading in the help of `relayd serve`.
 _relay = partial(Setting, "relay", "relay")
 _who = partial(Setting, "relay", "who is let in")
@@ -273,6 +282,7 @@ _of_relay = partial(Setting, "relay", "relay")
 _paths = partial(Setting, "agent", "direct paths")
 _timing = partial(Setting, "agent", "timing")
 _agent_queues = partial(Setting, "agent", "queues")
+_cluster = partial(Setting, "kubernetes", "kubernetes")
 
 AGENT = Role(
     "agent",
@@ -285,12 +295,13 @@ AGENT = Role(
             "the relay: HOST:PORT, or the join string that `relayd serve` prints, in quotes",
             key="address",
             word="relay",
+            variables=("WIREKUBE_RELAY_ADDR",),
             common=True,
         ),
         _of_relay(
             "relay_file",
             kinds.FILE,
-            "a file with join strings, one a line: other users see the flags of a process",
+            "a file of join strings: flags can be seen by others",
             key="file",
             common=True,
         ),
@@ -300,7 +311,22 @@ AGENT = Role(
             "let a relay without a key= do without proving who it is, as those that can't have to",
             key="insecure",
         ),
-        _agent("interface", kinds.INTERFACE, "the WireGuard interface", common=True),
+        _agent(
+            "interface",
+            kinds.INTERFACE,
+            "the WireGuard interface",
+            variables=("WIREKUBE_INTERFACE",),
+            common=True,
+        ),
+        Setting(
+            "kubernetes",
+            "agent",
+            "kubernetes",
+            kinds.SWITCH,
+            "take interface, peers and relay from a cluster",
+            key="enabled",
+            common=True,
+        ),
         _agent("state_dir", kinds.DIRECTORY, "where its memory is kept", word="state", common=True),
         _agent("control", kinds.SOCKET, _CONTROL, default="/run/relayd/agent-INTERFACE.sock", common=True),
         _agent("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
@@ -354,6 +380,10 @@ AGENT = Role(
         _timing("reconcile_s", _DURATION, "between two looks at the interface"),
         _agent_queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
         _agent_queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
+        _cluster("node_name", kinds.NODE, "this node's name in it", variables=("NODE_NAME",)),
+        _cluster("api_server", kinds.SERVER, _API_HELP, variables=_API_VARIABLES, default=_API_DEFAULT),
+        _cluster("api_token_file", kinds.FILE, _API_TOKEN_HELP),
+        _cluster("api_ca_file", kinds.FILE, _API_CA_HELP),
     ),
     tables=("interface", "peer"),
 )

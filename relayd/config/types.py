@@ -22,6 +22,9 @@ enough for a key that nobody has proved."""
 
 RUN_DIR = "/run/relayd"
 STATE_DIR = "/var/lib/wirekube"
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where a pod finds its token and the cluster's CA."""
+
 KEY_FILE = "privatekey"
 """In the state directory: the interface's key, when the configuration names no file."""
 
@@ -235,6 +238,19 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     reconcile_s: float = 1.0
     """Between two looks at the interface. A peer that went silent waits this much longer, no more."""
+
+    kubernetes: bool = False
+    """Interface, peers and relay are a cluster's resources; then `relay`, `interface` and `owned` may be left
+    out, and what they say wins over the resources."""
+
+    node_name: str | None = None
+    """This node's name in the cluster. Never None with `kubernetes`."""
+
+    api_server: str | None = None
+    """URL; None: the pod's environment says it."""
+
+    api_token_file: str = f"{SERVICE_ACCOUNT}/token"
+    api_ca_file: str = f"{SERVICE_ACCOUNT}/ca.crt"
 
     @property
     def control_path(self) -> str:

@@ -273,6 +273,24 @@ def _interface(value: object, example: str) -> IPv4Interface | IPv6Interface:
         raise WrongError(f"{written!r} is not an IP address with a prefix length", hint) from None
 
 
+def node_name(value: object) -> str:
+    """What Kubernetes takes as the name of a node: a DNS subdomain (RFC 1123)."""
+    name = text(value)
+    if len(name) > 253 or not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
+        hint = "1 to 253 of a-z 0-9 . -, as `kubectl get node` has it"
+        raise WrongError(f"{name!r} can't name a node", hint)
+    return name
+
+
+def server_url(value: object) -> str:
+    """The URL of an API server: https, a host, perhaps a port and a path before the API's own."""
+    written = text(value).strip()
+    if re.fullmatch(r"https://[^/\s?#@]+(/[^\s?#]*)?", written) is None:
+        hint = "for example https://192.0.2.10:6443"
+        raise WrongError(f"{written!r} is not the URL of an API server", hint)
+    return written.rstrip("/")
+
+
 def peer_endpoint(value: object) -> Endpoint:
     """Where a peer's WireGuard is: an address, never a name."""
     written = text(value).strip()

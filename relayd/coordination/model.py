@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Self
 
@@ -58,6 +59,18 @@ class MeshPeer:
     """WireGuard's persistent keepalive; 0: off."""
 
 
+class RelayMode(Enum):
+    """When the relays are used."""
+
+    AUTO = "auto"
+    """By peers that have no better way."""
+
+    ALWAYS = "always"
+    """By all."""
+
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """All of it at one moment. Two that are equal ask for the same state of the host."""
@@ -68,3 +81,4 @@ class Mesh:
 
     relays: tuple[JoinString, ...]
     """Where the relays are, and what the agent and they know each other by; the order means nothing."""
+    relay_mode: RelayMode = RelayMode.AUTO

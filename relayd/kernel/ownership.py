@@ -169,9 +169,10 @@ async def open_owned(wanted: Owned, state_dir: Path) -> Opened:
     return Opened(wireguard=wireguard, made=made)
 
 
-async def keep_owned(wanted: Owned, state_dir: Path) -> list[str]:
-    """While the agent runs: put right what differs, peers' endpoints aside. -> what was, a line each
+async def keep_owned(wanted: Owned, state_dir: Path, *, endpoints: bool = False) -> list[str]:
+    """While the agent runs: put right what differs. -> what was, a line each
 
+    Peers' endpoints are left alone, or with `endpoints` set where there is no session and no relay.
     Raises HostError, also when the name has been given to another interface meanwhile.
     """
     link, interface = await look(wanted.name)
@@ -191,10 +192,10 @@ async def keep_owned(wanted: Owned, state_dir: Path) -> list[str]:
     written += [f"no address {address}" for address in before if address not in wanted.addresses]
     if written:
         await ensure_interface(wanted.name, mtu=wanted.mtu, addresses=wanted.addresses)
-    if _changes(wanted, interface, endpoints=False) != Changes():
+    if _changes(wanted, interface, endpoints=endpoints) != Changes():
         wireguard = await open_wireguard(wanted.name)
         try:
-            await configure(wanted, wireguard, endpoints=False)
+            await configure(wanted, wireguard, endpoints=endpoints)
         finally:
             wireguard.close()
         written.append("key, port, mark or peers")

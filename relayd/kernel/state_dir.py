@@ -28,8 +28,10 @@ CLEAN_STATE_DONE = "clean-state.done"
 LOOPBACK = "loopback.json"
 LOOPBACK_BAD = "loopback.bad"
 RELAYS = "relays.json"
+CLUSTER = "cluster.json"
+"""What was known of the cluster, and that this node's resource was deleted, if it was."""
 
-_OF_ALL = (KEY_FILE, SYSCTLS, CLEAN_STATE_DONE, LOOPBACK, LOOPBACK_BAD, RELAYS)
+_OF_ALL = (KEY_FILE, SYSCTLS, CLEAN_STATE_DONE, LOOPBACK, LOOPBACK_BAD, RELAYS, CLUSTER)
 _BEING_WRITTEN = ".{name}.*"
 """What a process that was killed while it wrote leaves; `relayd.secret_file` names its files alike."""
 

@@ -1,4 +1,4 @@
-"""The blocks of commands in docs/node-management.md, by the names that the page's comments give them."""
+"""The blocks of commands in docs/ that tests run, by the names that the pages' comments give them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs/node-management.md"
 
-BLOCKS: dict[str, str] = dict(
-    re.findall(r"<!-- run: (.+?) -->\n```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
-)
+
+def blocks_of(page: Path) -> dict[str, str]:
+    """Those of one page."""
+    return dict(re.findall(r"<!-- run: (.+?) -->\n```sh\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+BLOCKS = blocks_of(PAGE)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from relayd.demo.lab import Lab
 from relayd.errors import HostError
 from tests.kube.control_plane import ControlPlane
+from tests.kube.nodes import Nodes
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the agents said goes with a test that failed."""
+    report = yield
+    nodes = item.funcargs.get("nodes") if isinstance(item, pytest.Function) else None
+    if report.failed and isinstance(nodes, Nodes):
+        for name, agent in nodes.agents.items():
+            report.sections.append((f"agent {name}", agent.output()[-6000:]))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +44,14 @@ def installed(cluster: ControlPlane) -> ControlPlane:
     """With config/ in it."""
     cluster.install()
     return cluster
+
+
+@pytest.fixture(scope="module")
+def lab_of_module() -> Iterator[Lab]:
+    """One of a module's own, for control planes that are killed and the like."""
+    try:
+        made = Lab()
+    except HostError as error:
+        pytest.skip(str(error))
+    with made:
+        yield made

@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ class ControlPlane:
         self._process.wait()
         self.lab.discard(self._process)
         self._process = None
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Killed within the block, and there again after it."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+            self.established()
 
     def compact(self) -> None:
         """Let etcd forget old revisions."""

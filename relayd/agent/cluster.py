@@ -1,0 +1,109 @@
+"""An agent of a Kubernetes cluster: where its source comes from, and what it reports of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from relayd import marks
+from relayd.config import AgentConfig, InterfaceConfig
+from relayd.config.types import KEY_FILE
+from relayd.coordination.kubernetes.client import Access, ApiClient, servers_of
+from relayd.coordination.kubernetes.memory import ClusterMemory
+from relayd.coordination.kubernetes.mesh import Self
+from relayd.coordination.kubernetes.publisher import Publisher
+from relayd.coordination.kubernetes.report import Facts, PeerFacts
+from relayd.coordination.kubernetes.source import KubernetesSource
+from relayd.coordination.model import Mesh, OwnedInterface
+from relayd.kernel.state_dir import CLUSTER, read_json, write_json
+from relayd.secret_file import private_key
+
+if TYPE_CHECKING:
+    from relayd.agent.agent import Agent
+
+
+class Cluster:
+    """What an agent has of its cluster."""
+
+    def __init__(self, config: AgentConfig, environ: Mapping[str, str] = os.environ) -> None:
+        """The node's key is made if need be. Raises ConfigError and HostError."""
+        assert config.node_name is not None  # the configuration was checked
+        self._config, self._state_dir = config, Path(config.state_dir)
+        self.client = ApiClient(
+            Access(
+                servers=servers_of(environ, config.api_server or ""),
+                token_file=Path(config.api_token_file),
+                ca_file=Path(config.api_ca_file),
+            )
+        )
+        self._file = self._state_dir / CLUSTER
+        self.source = KubernetesSource(
+            self.client,
+            Self(
+                name=config.node_name,
+                private_key=private_key(self._state_dir / KEY_FILE),
+                interface=config.interface if config.interface != marks.DEFAULT_INTERFACE else "",
+                relays=config.relays,
+            ),
+            remembered=read_json(self._file, ClusterMemory),
+            remember=self._remember,
+        )
+
+    async def _remember(self, memory: ClusterMemory) -> None:
+        await trio.to_thread.run_sync(write_json, self._file, memory)
+
+    def configured(self, mesh: Mesh) -> AgentConfig:
+        """The configuration of an agent with the mesh's interface."""
+        interface = mesh.interface
+        assert isinstance(interface, OwnedInterface)  # as this source has it
+        return msgspec.structs.replace(
+            self._config,
+            interface=interface.name,
+            owned=InterfaceConfig(
+                name=interface.name,
+                private_key_file=self._state_dir / KEY_FILE,
+                private_key=interface.private_key,
+                listen_port=interface.listen_port,
+                address=interface.addresses,
+                mtu=interface.mtu,
+            ),
+        )
+
+    def publisher(self, agent: Agent) -> Publisher:
+        """Who reports of `agent`."""
+        return Publisher(self.client, str(self._config.node_name), partial(self._facts, agent))
+
+    def _facts(self, agent: Agent) -> Facts | None:
+        meaning = self.source.meaning
+        if meaning is None or self.source.removed:
+            return None
+        relay_connected = agent.link.connected
+        round_trip_ms = agent.link.status()["round_trip_ms"]
+        return Facts(
+            peers=[
+                PeerFacts(
+                    name=meaning.names[key],
+                    path="none" if path.path.value == "relay" and not relay_connected else path.path.value,
+                    handshake_at=path.peer.handshake_at,
+                    rx_bytes=path.peer.rx_bytes,
+                    tx_bytes=path.peer.tx_bytes,
+                )
+                for key, path in agent.reconciler.paths.items()
+                if key in meaning.names
+            ],
+            relay_connected=relay_connected,
+            relay_latency_ms=round_trip_ms if isinstance(round_trip_ms, float) else None,
+            endpoint_method=self.source.endpoint_method,
+            problems=self._problems(agent),
+        )
+
+    def _problems(self, agent: Agent) -> Sequence[str]:
+        meaning = self.source.meaning
+        lines = [*(meaning.problems if meaning is not None else ()), *agent.keeper.problems]
+        return [*lines, agent.follower.problem] if agent.follower.problem else lines

@@ -1,0 +1,96 @@
+"""Lets an agent follow its source: peers that come, change and go, and settings that change, while it runs.
+
+    source.changed -> host keeper: the interface (peers, addresses, port, MTU), then rules and routes
+                   -> reconciler: endpoints, the proxy's peers
+
+An interface that somebody else made has peers that are not ours to change: for those, only where the relay is
+is followed. What a running agent can't change (the interface's name) is said, and waits for a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from relayd.agent.beginning import owned_of
+from relayd.agent.host_keeper import HostKeeper
+from relayd.agent.reconciler import Reconciler
+from relayd.coordination.model import Mesh, OwnedInterface
+from relayd.coordination.source import Source
+from relayd.kernel import host_rules, ownership
+from relayd.observe import log
+
+
+class MeshFollower:
+    """One agent's mesh, from `mesh` on."""
+
+    def __init__(
+        self, source: Source, mesh: Mesh, keeper: HostKeeper, reconciler: Reconciler, state_dir: Path
+    ) -> None:
+        self._source, self._keeper, self._reconciler, self._state_dir = source, keeper, reconciler, state_dir
+        self.mesh = mesh
+        """As it was followed last."""
+        self.problem = ""
+        """What of it takes a restart; empty: nothing does."""
+        self._log = log.get(interface=mesh.interface.name)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow until cancelled."""
+        task_status.started()
+        seen = self.mesh
+        while True:
+            seen = await self._source.changed(seen)
+            await self._follow(seen)
+
+    async def _follow(self, wanted: Mesh) -> None:
+        before, interface = self.mesh, wanted.interface
+        if interface.name != before.interface.name:
+            problem = f"the mesh's interface is called {interface.name} now: restart the agent"
+            if problem != self.problem:
+                self._log.error("mesh.restart_needed", reason=problem)
+            self.problem = problem
+            interface = replace(interface, name=before.interface.name)
+            wanted = replace(wanted, interface=interface)
+        else:
+            self.problem = ""
+        if not isinstance(interface, OwnedInterface):
+            return
+        self.mesh = wanted
+        had = {peer.key: peer for peer in before.peers}
+        has = {peer.key: peer for peer in wanted.peers}
+        self._log.info(
+            "mesh.changed",
+            peers=len(has),
+            added=len(has.keys() - had.keys()),
+            removed=len(had.keys() - has.keys()),
+            changed=sum(1 for key in has.keys() & had.keys() if has[key] != had[key]),
+        )
+        # An endpoint is news only when it is new: what a peer roamed to is true, and what the source said
+        # before may not be.
+        news = replace(
+            wanted,
+            peers=tuple(
+                replace(peer, endpoint=None)
+                if peer.key in had and had[peer.key].endpoint == peer.endpoint
+                else peer
+                for peer in wanted.peers
+            ),
+        )
+        keep = partial(ownership.keep_owned, state_dir=self._state_dir)
+        await self._keeper.follow(
+            host_rules.owned(
+                interface.name,
+                interface.addresses,
+                [network for peer in wanted.peers for network in peer.allowed_ips],
+            ),
+            wanted.relays,
+            now=partial(keep, owned_of(interface, news), endpoints=True),
+            later=partial(keep, owned_of(interface, wanted)),
+        )
+        self._reconciler.configure(
+            {peer.key: peer.endpoint for peer in wanted.peers if peer.endpoint is not None}
+        )
+        self._reconciler.nudge()

@@ -1,0 +1,287 @@
+"""What the resources mean for one node: its own part, and the mesh as `coordination.model` has it. Pure.
+
+Whatever stands in a resource was written by somebody: another node that may have been taken over, an operator
+who mistyped. What can't be used is left out and said (`Meaning.problems`), and the rest goes on. Where two
+resources want the same thing (a key, an allowed IP), the older one has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
+
+from relayd import marks
+from relayd.coordination.kubernetes import addresses, resources
+from relayd.coordination.kubernetes.addresses import Address, Network
+from relayd.coordination.model import Mesh, MeshPeer, OwnedInterface, RelayMode
+from relayd.endpoints import Endpoint, split_host_port
+from relayd.join import JoinString
+from relayd.keys import PrivateKey, PublicKey
+
+MANAGED_RELAY = "wirekube-relay-headless.wirekube-system.svc"
+"""The Service in config/relay that has all replicas' addresses."""
+
+MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is known of the cluster at one moment."""
+
+    mesh: resources.Mesh | None
+    peers: Mapping[str, resources.Peer]
+    node: resources.Node | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Self:
+    """This node."""
+
+    name: str
+    private_key: PrivateKey
+    interface: str = ""
+    """From its own configuration; "": the mesh says it."""
+
+    relays: tuple[JoinString, ...] = ()
+    """Likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What came of it."""
+
+    mesh: Mesh
+    names: Mapping[PublicKey, str]
+    """Of the peers' resources."""
+
+    problems: tuple[str, ...] = ()
+
+
+def age(peer: resources.Peer) -> tuple[str, str]:
+    """Sorts by who was there first."""
+    return peer.metadata.creationTimestamp or "~", peer.metadata.name
+
+
+# --- this node's own part ---
+
+
+def mesh_network(spec: resources.MeshSpec) -> Network | None:
+    """Of the nodes' addresses; None: the mesh gives none. Raises ValueError."""
+    return ip_network(spec.meshCIDR, strict=False) if spec.meshCIDR else None
+
+
+def own_address(view: View, name: str) -> Address | None:
+    """This node's address in the mesh. None: there is no mesh, or it gives none. Raises ValueError."""
+    if view.mesh is None:
+        return None
+    network = mesh_network(view.mesh.spec)
+    if network is None:
+        return None
+    own = view.peers.get(name)
+    has = addresses.hosts_in(own.spec.allowedIPs, network) if own is not None else []
+    taken: list[Address] = []
+    for other in view.peers.values():
+        if other.metadata.name == name:
+            continue
+        theirs = addresses.hosts_in(other.spec.allowedIPs, network)
+        # The younger one moves. Without a resource of its own, this node is the youngest of all.
+        if own is None or not set(theirs) & set(has) or age(other) < age(own):
+            taken += theirs
+    return addresses.choose(name, network, has=has[0] if has else None, taken=taken)
+
+
+def internal_addresses(node: resources.Node | None) -> list[Address]:
+    """The node's InternalIPs."""
+    found: list[Address] = []
+    for one in node.status.addresses if node is not None else ():
+        if one.type == "InternalIP":
+            try:
+                found.append(ip_address(one.address))
+            except ValueError:
+                continue
+    return found
+
+
+def own_allowed_ips(view: View, name: str) -> tuple[str, ...]:
+    """Those of this node's allowed IPs that its agent adds. Raises ValueError."""
+    if view.mesh is None:
+        return ()
+    spec, networks = view.mesh.spec, list[Network]()
+    address = own_address(view, name)
+    if address is not None:
+        networks.append(ip_network(address))
+    auto = spec.autoAllowedIPs
+    if auto is not None and (auto.includeNodeInternalIP or auto.strategy == "node-internal-ip"):
+        networks += [ip_network(one) for one in internal_addresses(view.node)]
+    if spec.podCIDRRouting is not None and spec.podCIDRRouting.enabled and view.node is not None:
+        pods = view.node.spec
+        networks += [ip_network(one) for one in pods.podCIDRs or (pods.podCIDR,) if one]
+    return tuple(dict.fromkeys(map(str, networks)))
+
+
+def own_endpoint(view: View, name: str, found: str) -> tuple[str, str]:
+    """-> the endpoint to publish ("": leave what there is), and how it is known ("": likewise)
+
+    `found` is what discovery says now; "": it doesn't.
+    """
+    annotated = view.node.metadata.annotations.get(resources.ENDPOINT_ANNOTATION, "") if view.node else ""
+    if annotated.strip():
+        return annotated.strip(), "manual"
+    if found:
+        return found, "stun"
+    own = view.peers.get(name)
+    if own is not None and own.spec.endpoint:
+        return "", ""
+    if view.mesh is not None and (internal := internal_addresses(view.node)):
+        return str(Endpoint(internal[0], view.mesh.spec.listenPort)), "internal-ip"
+    return "", ""
+
+
+# --- the others ---
+
+
+def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
+    """The mesh for this node. `removed`: its resource was deleted, it has no part in the mesh any more.
+
+    Raises ValueError when the mesh itself can't be used.
+    """
+    if view.mesh is None:
+        raise ValueError("there is no WireKubeMesh")
+    spec = view.mesh.spec
+    problems: list[str] = []
+    address = own_address(view, own.name)
+    mine = view.peers.get(own.name)
+    interface = OwnedInterface(
+        name=own.interface or spec.interfaceName,
+        private_key=own.private_key,
+        listen_port=spec.listenPort,
+        addresses=() if address is None else (ip_interface(address),),
+        mtu=spec.mtu,
+    )
+    peers: dict[PublicKey, MeshPeer] = {}
+    names: dict[PublicKey, str] = {}
+    if not removed and (mine is None or mine.spec.allowedIPs or own_allowed_ips(view, own.name)):
+        peers, names = _peers(view, own, interface, problems)
+    elif not removed:
+        problems.append(f"WireKubePeer {own.name} has no allowedIPs: nothing is routed to it or from it")
+    return Meaning(
+        mesh=Mesh(
+            interface=interface,
+            peers=tuple(peers.values()),
+            relays=own.relays or relays_of(spec, problems),
+            relay_mode=_mode(spec),
+        ),
+        names=names,
+        problems=_shortened(problems),
+    )
+
+
+def _peers(
+    view: View, own: Self, interface: OwnedInterface, problems: list[str]
+) -> tuple[dict[PublicKey, MeshPeer], dict[PublicKey, str]]:
+    own_key = own.private_key.public()
+    excluded = _networks(
+        view.mesh.spec.routing.excludeCIDRs if view.mesh and view.mesh.spec.routing else (),
+        "WireKubeMesh: routing.excludeCIDRs",
+        problems,
+    )
+    # What belongs to this node isn't another's, whatever their resources say.
+    holders: dict[Network, str] = {ip_network(one.ip): own.name for one in interface.addresses}
+    peers: dict[PublicKey, MeshPeer] = {}
+    names: dict[PublicKey, str] = {}
+    for name, resource in sorted(view.peers.items(), key=lambda item: age(item[1])):
+        if name == own.name or not resource.spec.publicKey:
+            continue
+        who = f"WireKubePeer {name}"
+        try:
+            key = PublicKey.from_base64(resource.spec.publicKey)
+        except ValueError as error:
+            problems.append(f"{who}: publicKey: {error}")
+            continue
+        if key == own_key or key in peers:
+            problems.append(f"{who} has the key of {names.get(key, own.name)}: it is left out")
+            continue
+        allowed: list[Network] = []
+        for network in _networks(resource.spec.allowedIPs, f"{who}: allowedIPs", problems):
+            if any(_within(network, one) for one in excluded):
+                continue
+            holder = holders.setdefault(network, name)
+            if holder == name:
+                allowed.append(network)
+            else:
+                problems.append(f"{who}: {network} is {holder}'s: it is left out")
+        peers[key] = MeshPeer(
+            key=key,
+            allowed_ips=tuple(dict.fromkeys(allowed)),
+            endpoint=_endpoint(resource.spec.endpoint, who, problems),
+            keepalive_s=min(max(resource.spec.persistentKeepalive, 0), 65535),
+        )
+        names[key] = name
+    return peers, names
+
+
+def _within(network: Network, other: Network) -> bool:
+    return (
+        network.version == other.version
+        and network.network_address in other
+        and network.prefixlen >= other.prefixlen
+    )
+
+
+def _networks(texts: Iterable[str], where: str, problems: list[str]) -> list[Network]:
+    found: list[Network] = []
+    for text in texts:
+        try:
+            found.append(ip_network(text, strict=False))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    return found
+
+
+def _endpoint(text: str, who: str, problems: list[str]) -> Endpoint | None:
+    """Where a peer says that it is. None: nobody could reach it there."""
+    if not text:
+        return None
+    try:
+        endpoint = Endpoint.parse(text)
+    except ValueError as error:
+        problems.append(f"{who}: endpoint: {error}")
+        return None
+    address = endpoint.address
+    if endpoint.port == 0 or address.is_loopback or address.is_unspecified or address.is_multicast:
+        problems.append(f"{who}: endpoint: {text} can't be reached")
+        return None
+    return endpoint
+
+
+def relays_of(spec: resources.MeshSpec, problems: list[str]) -> tuple[JoinString, ...]:
+    """The relays that the mesh names; none in the mode `never`."""
+    relay = spec.relay
+    if relay is None or relay.mode == "never":
+        return ()
+    if relay.provider == "external" or (relay.external is not None and relay.external.endpoint):
+        text = relay.external.endpoint if relay.external is not None else ""
+        try:
+            return (relay_at(text),)
+        except ValueError as error:
+            problems.append(f"WireKubeMesh: relay.external.endpoint: {error}")
+            return ()
+    port = relay.managed.port if relay.managed is not None else marks.RELAY_PORT
+    return (JoinString(host=MANAGED_RELAY, port=port),)
+
+
+def relay_at(text: str) -> JoinString:
+    """A join string, or HOST:PORT. Raises ValueError."""
+    return JoinString.parse(text) if "://" in text else JoinString(*split_host_port(text))
+
+
+def _mode(spec: resources.MeshSpec) -> RelayMode:
+    mode = spec.relay.mode if spec.relay is not None else "auto"
+    return RelayMode(mode) if mode in [one.value for one in RelayMode] else RelayMode.AUTO
+
+
+def _shortened(problems: Sequence[str]) -> tuple[str, ...]:
+    if len(problems) <= MAX_PROBLEMS:
+        return tuple(problems)
+    return (*problems[: MAX_PROBLEMS - 1], f"... and {len(problems) - MAX_PROBLEMS + 1} more")

@@ -1,0 +1,361 @@
+"""The mesh as the cluster's resources say: a `Source` that also keeps this node's own resource.
+
+    followers (meshes, peers, this node) -> view -> own_peer: make it, put it right, or accept its deletion
+                                                 -> mesh.meaning -> snapshot(), changed()
+                                                 -> remembered on the disk
+
+While the API server is away everything stays as it is, for as long as it takes. At a start, what was
+remembered takes its place after GRACE_S.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import trio
+
+from relayd.coordination.kubernetes import own_peer, resources
+from relayd.coordination.kubernetes.api_error import ApiError, UnreachableError
+from relayd.coordination.kubernetes.client import MERGE, ApiClient
+from relayd.coordination.kubernetes.follower import Follower
+from relayd.coordination.kubernetes.memory import ClusterMemory
+from relayd.coordination.kubernetes.mesh import Meaning, Self, View, meaning, own_allowed_ips, own_endpoint
+from relayd.coordination.kubernetes.own_peer import Identity, Own
+from relayd.coordination.model import Mesh
+from relayd.errors import HostError
+from relayd.observe import log
+
+GRACE_S = 5.0
+"""For the API server at a start; then what was remembered takes its place."""
+
+SETTLE_S = 0.05
+"""After a change, for those that come with it: a thousand peers that join are one change of the mesh."""
+
+CORRECT_EVERY_S = 10.0
+"""Between two corrections of the node's own resource."""
+
+REMEMBER_EVERY_S = 10.0
+"""Between two writes to the disk, but for what must not be forgotten."""
+
+DEFAULT_MESH = "default"
+
+Remember = Callable[[ClusterMemory], Awaitable[None]]
+"""Writes to the disk. Raises HostError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """This node's resource was deleted under it."""
+
+    since: str
+
+
+class KubernetesSource:
+    """One node's view of its cluster."""
+
+    def __init__(
+        self,
+        client: ApiClient,
+        own: Self,
+        *,
+        remembered: ClusterMemory | None,
+        remember: Remember,
+        grace_s: float = GRACE_S,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """`remembered` is what `remember` was given in a life before; another node's counts as nothing."""
+        if remembered is not None and remembered.node_name != own.name:
+            remembered = None
+        self._client, self._own, self._remember, self._grace_s = client, own, remember, grace_s
+        self._memory = remembered or ClusterMemory(node_name=own.name)
+        self._saved = self._memory
+        self._news, self._meant, self._unsaved = trio.Event(), trio.Event(), trio.Event()
+        self._log = log.get(node=own.name)
+
+        def follower(path: str, kind: type[Any], only: str = "") -> Follower[Any]:
+            return Follower(client, path, kind, only=only, changed=self._wake, uniform=uniform)
+
+        self.meshes: Follower[resources.Mesh] = follower(resources.MESHES, resources.Mesh)
+        self.peers: Follower[resources.Peer] = follower(resources.PEERS, resources.Peer)
+        self.node: Follower[resources.Node] = follower(resources.NODES, resources.Node, own.name)
+        self._is_stale = False
+        self._meaning: Meaning | None = None
+        self._correct_at = 0.0
+        self.problem = ""
+        """Why there is no mesh, or an old one; empty: it is the cluster's."""
+        self.endpoint_method = ""
+        """How the endpoint in the resource is known, as far as this agent knows."""
+        self.discovered = ""
+        """What discovery says is this node's endpoint; empty: nothing."""
+
+    # --- Source ---
+
+    async def snapshot(self) -> Mesh:
+        """The mesh, once there is one: a wait that is meant to last."""
+        while self._meaning is None:
+            await self._meant.wait()
+        return self._meaning.mesh
+
+    async def changed(self, seen: Mesh) -> Mesh:
+        """See Source."""
+        while self._meaning is None or self._meaning.mesh == seen:
+            await self._meant.wait()
+        return self._meaning.mesh
+
+    # --- what others ask ---
+
+    @property
+    def removed(self) -> bool:
+        """Whether this node's resource was deleted under it."""
+        return self._memory.removed
+
+    @property
+    def meaning(self) -> Meaning | None:
+        """What the resources mean, None before the first time."""
+        return self._meaning
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the API server answers, and is followed."""
+        return not (self.meshes.problem or self.peers.problem) and self.peers.listing.complete
+
+    def discover(self, endpoint: str) -> None:
+        """Discovery has found this node's endpoint. "": it doesn't know one now, and the last one stays."""
+        if endpoint and endpoint != self.discovered:
+            self.discovered = endpoint
+            self._wake()
+
+    def problems(self) -> list[str]:
+        """What an operator should know, a line each."""
+        lines = [self.problem, self.meshes.problem or self.peers.problem or self.node.problem]
+        if self.removed:
+            lines.append(
+                f"WireKubePeer {self._own.name} was deleted: this node has no part in the mesh. `relayd "
+                f"cleanup` takes the rest off it; to bring it back, make the resource again"
+            )
+        if self._meaning is not None:
+            lines += self._meaning.problems
+        bad = self.peers.listing.problems | self.meshes.listing.problems
+        lines += [f"{name} can't be read: {why}" for name, why in sorted(bad.items())[:5]]
+        return [line for line in dict.fromkeys(lines) if line]
+
+    def status(self) -> dict[str, object]:
+        """For `relayd status`."""
+        return {
+            "node": self._own.name,
+            "api_server": self._client.server,
+            "current": self.is_current,
+            "removed": self.removed,
+            "peers": len(self._view().peers),
+            "problems": self.problems(),
+        }
+
+    # --- the task ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow the cluster until cancelled. Ready at once: the API server may be away."""
+        async with trio.open_nursery() as nursery:
+            for follower in (self.meshes, self.peers, self.node):
+                await nursery.start(follower.run)
+            nursery.start_soon(self._keep_memory)
+            nursery.start_soon(self._use_memory_after_grace)
+            task_status.started()
+            while True:
+                await self._look()
+                with trio.move_on_at(
+                    self._correct_at if self._correct_at > trio.current_time() else float("inf")
+                ):
+                    await self._news.wait()
+                await trio.sleep(SETTLE_S)
+                self._news = trio.Event()
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    async def _use_memory_after_grace(self) -> None:
+        await trio.sleep(self._grace_s)
+        self._is_stale = True
+        self._wake()
+
+    async def _look(self) -> None:
+        """Do what there is to do about the cluster as it is known now."""
+        have_all = self._have_all()
+        if have_all:
+            view = self._view()
+            if view.mesh is not None and view.mesh.spec.apiServerURL:
+                self._client.prefer(view.mesh.spec.apiServerURL.rstrip("/"))
+            if view.mesh is not None and not await self._keep_own(view, view.mesh):
+                return  # its own resource isn't there yet: its address isn't settled
+        elif not (self._is_stale and self._memory.mesh is not None):
+            return
+        self._understand(self._view(), "" if have_all else "from memory: the API server was never reached")
+
+    def _understand(self, view: View, problem: str) -> None:
+        try:
+            meant = meaning(view, self._own, removed=self.removed)
+        except ValueError as error:
+            if str(error) != self.problem:
+                self._log.error("mesh.unusable", reason=str(error))
+            self.problem = str(error)
+            return
+        self.problem = problem
+        self._note(
+            msgspec.structs.replace(
+                self._memory, mesh=view.mesh, peers=list(view.peers.values()), node=view.node
+            )
+        )
+        before, self._meaning = self._meaning, meant
+        for line in meant.problems:
+            if before is None or line not in before.problems:
+                self._log.warning("mesh.problem", problem=line)
+        if before is None or before.mesh != meant.mesh:
+            self._meant.set()
+            self._meant = trio.Event()
+
+    def _have_all(self) -> bool:
+        """Whether the cluster is known. A node that may not be read is done without."""
+        node = self.node
+        node_known = node.listing.complete or (node.refused is not None and node.refused.status == 403)
+        return self.meshes.listing.complete and self.peers.listing.complete and node_known
+
+    def _view(self) -> View:
+        if not self._have_all():
+            known = self._memory
+            peers = {peer.metadata.name: peer for peer in known.peers}
+            return View(mesh=known.mesh, peers=peers, node=known.node)
+        meshes = self.meshes.listing.known
+        # One that is called otherwise will do when it is the only one.
+        mesh = meshes.get(DEFAULT_MESH) or (next(iter(meshes.values())) if len(meshes) == 1 else None)
+        return View(
+            mesh=mesh,
+            peers=self.peers.listing.known,
+            node=self.node.listing.known.get(self._own.name),
+        )
+
+    # --- this node's own resource ---
+
+    async def _keep_own(self, view: View, mesh: resources.Mesh) -> bool:
+        """-> whether it is there, or accepted that it isn't"""
+        peer = view.peers.get(self._own.name)
+        if peer is None and self._own.name in self.peers.listing.problems:
+            return True  # it is there, and can't be read, which `problems` tells
+        node_uid = view.node.metadata.uid if view.node is not None else ""
+        before = self._memory.identity
+        match own_peer.decide(peer, before, mesh_uid=mesh.metadata.uid, node_uid=node_uid):
+            case Own.REMOVED:
+                if not self.removed:
+                    self._log.error(
+                        "peer.deleted", peer=self._own.name, hint="routing stops; it is not made again"
+                    )
+                    await self._note_now(msgspec.structs.replace(self._memory, removed=True))
+                return True
+            case Own.MAKE:
+                return await self._make(view)
+            case Own.KEEP:
+                assert peer is not None
+                if self.removed:
+                    self._log.warning("peer.restored", peer=self._own.name)
+                identity = Identity(mesh.metadata.uid, node_uid or before.node, peer.metadata.uid)
+                if self.removed or identity != before:
+                    await self._note_now(
+                        msgspec.structs.replace(self._memory, removed=False, identity=identity)
+                    )
+                await self._correct(view, peer)
+                return True
+
+    async def _make(self, view: View) -> bool:
+        if trio.current_time() < self._correct_at:
+            return False
+        try:
+            endpoint, method = own_endpoint(view, self._own.name, self.discovered)
+            made = own_peer.new_peer(
+                self._own.name,
+                view.node,
+                public_key=str(self._own.private_key.public()),
+                endpoint=endpoint,
+                allowed_ips=own_allowed_ips(view, self._own.name),
+            )
+            body = await self._client.request("POST", resources.PEERS, body=made)
+        except (ApiError, UnreachableError, ValueError) as error:
+            self._not_written("peer.not_made", error)
+            return False
+        # The watch brings it, too: but what comes first must not find it missing again.
+        peer = msgspec.json.decode(body, type=resources.Peer)
+        self.peers.listing.known.setdefault(peer.metadata.name, peer)
+        self.endpoint_method = method
+        self._log.info("peer.made", peer=self._own.name, allowed_ips=list(peer.spec.allowedIPs))
+        self._wake()
+        return False
+
+    async def _correct(self, view: View, peer: resources.Peer) -> None:
+        if trio.current_time() < self._correct_at:
+            return
+        try:
+            endpoint, method = own_endpoint(view, self._own.name, self.discovered)
+            patch = own_peer.correction(
+                peer,
+                public_key=str(self._own.private_key.public()),
+                endpoint=endpoint,
+                allowed_ips=own_allowed_ips(view, self._own.name),
+            )
+            self.endpoint_method = method or self.endpoint_method
+            if patch is None:
+                return
+            path = own_peer.path_of(self._own.name)
+            body = await self._client.request("PATCH", path, body=patch, kind=MERGE)
+        except (ApiError, UnreachableError, ValueError) as error:
+            self._not_written("peer.not_corrected", error)
+            return
+        self._correct_at = trio.current_time() + CORRECT_EVERY_S
+        self.peers.listing.known[peer.metadata.name] = msgspec.json.decode(body, type=resources.Peer)
+        self._log.info("peer.corrected", peer=self._own.name, fields=sorted(patch.get("spec", {})))
+        self._wake()
+
+    def _not_written(self, event: str, error: Exception) -> None:
+        self._correct_at = trio.current_time() + CORRECT_EVERY_S
+        if str(error) != self.problem:
+            self._log.error(event, reason=str(error))
+        self.problem = str(error)
+
+    # --- the disk ---
+
+    def _note(self, memory: ClusterMemory) -> None:
+        """To be written down when it is time."""
+        if _content(memory) != _content(self._saved):
+            self._unsaved.set()
+        self._memory = memory
+
+    async def _note_now(self, memory: ClusterMemory) -> None:
+        """To be written down before anything depends on it."""
+        self._memory = memory
+        await self._save()
+
+    async def _save(self) -> None:
+        memory = self._memory
+        try:
+            await self._remember(memory)
+        except HostError as error:
+            self._log.warning("kubernetes.unsaved", reason=str(error))
+        self._saved = memory
+
+    async def _keep_memory(self) -> None:
+        while True:
+            await self._unsaved.wait()
+            self._unsaved = trio.Event()
+            await self._save()
+            await trio.sleep(REMEMBER_EVERY_S)
+
+
+def _content(memory: ClusterMemory) -> Sequence[object]:
+    """What a start would need: not the versions that each heartbeat moves."""
+    return [
+        memory.identity,
+        memory.removed,
+        memory.mesh and memory.mesh.spec,
+        memory.node and (memory.node.metadata.annotations, memory.node.status),
+        [(peer.metadata.name, peer.metadata.uid, peer.spec) for peer in memory.peers],
+    ]

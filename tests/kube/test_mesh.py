@@ -1,0 +1,270 @@
+"""Three agents make a mesh out of nothing but the API, and keep it whatever happens to that."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from itertools import permutations
+
+import pytest
+
+from relayd.demo.lab import RELAYD, Lab
+from tests.helpers.netns import Pings, drop_packets, wait_until
+from tests.kube.control_plane import ADDRESS, PORT, ControlPlane
+from tests.kube.nodes import INTERFACE, MESH, STATE, Nodes
+from tests.kube.test_manifests import KEY, mesh, peer
+
+GONE_S = 2.0
+"""A peer that was deleted is gone everywhere within this of the event."""
+
+AWAY_S = 25.0
+"""Stands for any time: all that a server's absence starts in an agent (10 s to connect, 20 s of TCP's user
+timeout) has ended by then, and only the backoff goes on."""
+
+REACTS_S = 30.0
+"""For what an agent does by itself: a write may have to wait for ten seconds, a watch for its backoff."""
+
+
+@pytest.fixture(scope="module")
+def nodes(lab_of_module: Lab) -> Iterator[Nodes]:
+    cluster = ControlPlane(lab_of_module)
+    cluster.install()
+    made = Nodes(lab_of_module, cluster)
+    relay = made.relay.relayd("serve", "--open", "--state", "/run/relay", "--http", "off")
+    for name in made.named:
+        made.start(name)
+    cluster.apply(mesh(**MESH))
+    for name in made.named:
+        made.agents[name].wait_for_output('"agent.started"', 60)
+    yield made
+    assert relay.returncode() is None, relay.last_words()
+
+
+def within(limit_s: float, holds: Callable[[], object], what: str) -> None:
+    """Wait until it holds, and no longer."""
+    wait_until(holds, what, limit_s)
+
+
+def test_a_mesh_appears_out_of_the_api_alone(nodes: Nodes) -> None:
+    for here, there in permutations(nodes.named, 2):
+        nodes.pings(here, there)
+    found = {name: nodes.peer(name) for name in nodes.named}
+    for name, one in found.items():
+        node = nodes.cluster.get("node", name)
+        assert one["metadata"]["ownerReferences"][0]["uid"] == node["metadata"]["uid"]
+        assert one["spec"]["publicKey"] == nodes.wg(name, "public-key").strip()
+    assert found["b"]["spec"]["endpoint"] == f"{nodes.named['b'].addresses['c']}:51820"
+    assert "endpoint" not in found["a"]["spec"]
+
+
+def test_each_reports_its_connections_with_a_manager_of_its_own(nodes: Nodes) -> None:
+    def told(name: str) -> dict[str, str]:
+        return dict(nodes.peer(name).get("status", {}).get("connections", {}))
+
+    wanted = {
+        "a": {"b": "relay", "c": "relay"},
+        "b": {"a": "relay", "c": "direct"},
+        "c": {"a": "relay", "b": "direct"},
+    }
+    for name, connections in wanted.items():
+        within(60, lambda name=name, connections=connections: told(name) == connections, f"{name} reports")  # type: ignore[misc]
+    one = nodes.peer("b")
+    assert one["status"]["connected"] is True
+    assert one["status"]["relayLatencyMs"] >= 1
+    assert one["status"]["endpointDiscoveryMethod"] == "internal-ip"
+    managers = {entry["manager"]: entry for entry in one["metadata"]["managedFields"]}
+    assert managers["relayd-agent"]["operation"] == "Apply"
+    assert managers["relayd-agent"]["subresource"] == "status"
+
+
+def test_writes_are_few(nodes: Nodes) -> None:
+    before = {name: nodes.peer(name)["metadata"]["resourceVersion"] for name in nodes.named}
+    time.sleep(5)
+    after = {name: nodes.peer(name)["metadata"]["resourceVersion"] for name in nodes.named}
+    assert sum(before[name] != after[name] for name in nodes.named) <= 3, "one write each in five seconds"
+
+
+def test_the_annotation_wins_over_everything_found(nodes: Nodes) -> None:
+    annotated = {"metadata": {"annotations": {"wirekube.io/endpoint": "203.0.113.77:4000"}}}
+    nodes.patch("node", "a", annotated)
+    within(
+        REACTS_S, lambda: nodes.peer("a")["spec"].get("endpoint") == "203.0.113.77:4000", "it is published"
+    )
+    nodes.patch("node", "a", {"metadata": {"annotations": {"wirekube.io/endpoint": None}}})
+    time.sleep(1)
+    assert nodes.peer("a")["spec"]["endpoint"] == "203.0.113.77:4000", "what there is stays"
+
+
+def test_a_peer_that_is_added_changed_and_deleted_is_followed_within_two_seconds(nodes: Nodes) -> None:
+    made = peer("office", publicKey=KEY, endpoint="203.0.113.200:51820", allowedIPs=["10.100.255.1/32"])
+    nodes.cluster.apply(made)
+    for name in nodes.named:
+        within(GONE_S, lambda name=name: KEY in nodes.wg(name, "peers"), f"{name} has it")  # type: ignore[misc]
+        within(GONE_S, lambda name=name: "10.100.255.1" in nodes.routes(name), f"{name} routes to it")  # type: ignore[misc]
+    nodes.patch(
+        "wkpeer", "office", {"spec": {"allowedIPs": ["10.100.255.2/32"], "endpoint": "203.0.113.201:1"}}
+    )
+    for name in nodes.named:
+        within(GONE_S, lambda name=name: "10.100.255.2" in nodes.routes(name), f"{name} follows")  # type: ignore[misc]
+        assert "10.100.255.1" not in nodes.routes(name)
+    assert "203.0.113.201:1" in nodes.wg("a", "endpoints")
+    nodes.cluster.kubectl("delete", "wkpeer", "office", "--wait=false")
+    for name in nodes.named:
+        within(GONE_S, lambda name=name: KEY not in nodes.wg(name, "peers"), f"{name} drops it")  # type: ignore[misc]
+        within(GONE_S, lambda name=name: "10.100.255.2" not in nodes.routes(name), f"{name} drops its route")  # type: ignore[misc]
+        within(
+            GONE_S,
+            lambda name=name: all(one["key"] != KEY for one in nodes.status(name)["peers"]),  # type: ignore[misc]
+            f"{name} forgets its relayed path",
+        )
+
+
+def test_others_allowed_ips_of_a_node_stay_and_are_routed(nodes: Nodes) -> None:
+    own = nodes.peer("c")["spec"]["allowedIPs"]
+    nodes.patch("wkpeer", "c", {"spec": {"allowedIPs": [*own, "192.168.77.0/24"]}})
+    within(GONE_S, lambda: "192.168.77.0/24" in nodes.routes("a"), "a routes there")
+    nodes.patch("wkpeer", "c", {"spec": {"allowedIPs": ["192.168.77.0/24"]}})
+    within(
+        REACTS_S, lambda: set(nodes.peer("c")["spec"]["allowedIPs"]) == {*own, "192.168.77.0/24"}, "mended"
+    )
+    nodes.patch("wkpeer", "c", {"spec": {"allowedIPs": own}})
+    within(GONE_S, lambda: "192.168.77.0/24" not in nodes.routes("a"), "and no more")
+    nodes.pings("a", "c")
+
+
+def test_settings_of_the_mesh_take_effect_without_a_restart(nodes: Nodes) -> None:
+    pings = Pings(nodes.lab, nodes.named["a"], nodes.address("b"))
+    pings.wait_back()
+    nodes.patch("wkmesh", "default", {"spec": {"mtu": 1380}})
+    for name in nodes.named:
+        within(
+            5,
+            lambda name=name: "mtu 1380" in nodes.named[name].run("ip", "link", "show", INTERFACE),  # type: ignore[misc]
+            f"{name} has the MTU",
+        )
+    nodes.patch("wkmesh", "default", {"spec": {"listenPort": 51999}})
+    within(5, lambda: nodes.wg("a", "listen-port").strip() == "51999", "a listens there")
+    pings.wait_back()
+    nodes.patch("wkmesh", "default", {"spec": {"mtu": 1420, "listenPort": 51820}})
+    within(5, lambda: nodes.wg("a", "listen-port").strip() == "51820", "and back")
+    pings.wait_back()
+    pings.stop()
+
+
+def test_the_interfaces_name_takes_a_restart_and_that_is_said(nodes: Nodes) -> None:
+    nodes.patch("wkmesh", "default", {"spec": {"interfaceName": "other0"}})
+    within(5, lambda: "other0" in nodes.status("a")["mesh_problem"], "it is said")
+    nodes.patch("wkmesh", "default", {"spec": {"interfaceName": INTERFACE}})
+    within(5, lambda: nodes.status("a")["mesh_problem"] == "", "and no more")
+    nodes.pings("a", "b")
+
+
+def test_a_watch_that_is_cut_is_taken_up_again(nodes: Nodes) -> None:
+    node = nodes.named["a"]
+    count = len(nodes.events("a", "kubernetes.followed"))
+    node.run("ss", "-K", "dst", str(ADDRESS), "dport", "=", str(PORT))  # resets its connections
+    nodes.cluster.apply(peer("meanwhile", publicKey=KEY, allowedIPs=["10.100.255.9/32"]))
+    within(REACTS_S, lambda: KEY in nodes.wg("a", "peers"), "a has what came meanwhile")
+    nodes.cluster.kubectl("delete", "wkpeer", "meanwhile")
+    within(REACTS_S, lambda: KEY not in nodes.wg("a", "peers"), "and what went")
+    assert len(nodes.events("a", "kubernetes.followed")) > count
+    nodes.pings("a", "b")
+
+
+def test_after_410_it_lists_anew_and_loses_nothing(nodes: Nodes) -> None:
+    """A node that is cut off from the API while old revisions are compacted away."""
+    node = nodes.named["a"]
+    drop_packets(node, f"ip saddr {ADDRESS}")
+    nodes.cluster.apply(peer("unseen", publicKey=KEY, allowedIPs=["10.100.255.9/32"]))
+    # A restarted server has no cache from before: what it is asked to go on from must be in etcd.
+    with nodes.cluster.away():
+        pass
+    nodes.cluster.compact()
+    assert KEY not in nodes.wg("a", "peers")
+    drop_packets(node)
+    within(60, lambda: nodes.events("a", "kubernetes.expired"), "it is told 410")
+    within(REACTS_S, lambda: KEY in nodes.wg("a", "peers"), "a has what it didn't see")
+    nodes.cluster.kubectl("delete", "wkpeer", "unseen")
+    within(REACTS_S, lambda: KEY not in nodes.wg("a", "peers"), "and is followed again")
+
+
+def test_while_the_api_server_is_away_everything_stays(nodes: Nodes) -> None:
+    pings = [Pings(nodes.lab, nodes.named["a"], nodes.address(to)) for to in "bc"]
+    for one in pings:
+        one.wait_back()
+    before = {name: (nodes.wg(name, "endpoints"), nodes.routes(name)) for name in nodes.named}
+    began = time.time()
+    with nodes.cluster.away():
+        within(REACTS_S, lambda: not nodes.status("a")["cluster"]["current"], "a knows")
+        time.sleep(max(0.0, began + AWAY_S - time.time()))
+        assert {name: (nodes.wg(name, "endpoints"), nodes.routes(name)) for name in nodes.named} == before
+    for name in nodes.named:
+        within(60, lambda name=name: nodes.status(name)["cluster"]["current"], f"{name} follows again")  # type: ignore[misc]
+    for one in pings:
+        timeline = one.stop()
+        assert [gap for gap in timeline.gaps() if gap.start_s > began] == [], "no ping was lost"
+
+
+def test_an_agent_starts_from_memory_while_the_api_server_is_away(nodes: Nodes) -> None:
+    file = nodes.named["a"].path(f"{STATE}/cluster.json")
+    assert file.stat().st_mode & 0o777 == 0o600
+    with nodes.cluster.away():
+        nodes.stop("a")
+        # As after a reboot: nothing of it is there any more.
+        nodes.named["a"].ip("route flush table 22347")
+        for key in nodes.wg("a", "peers").split():
+            nodes.named["a"].run("wg", "set", INTERFACE, "peer", key, "remove")
+        started = nodes.start("a")
+        started.wait_for_output('"agent.started"', 60)
+        assert len(nodes.routes("a").splitlines()) == 2
+        assert "from memory" in " ".join(nodes.status("a")["cluster"]["problems"])
+    within(60, lambda: nodes.status("a")["cluster"]["current"], "it follows again")
+    within(5, lambda: nodes.status("a")["cluster"]["problems"] == [], "and has nothing to complain of")
+    nodes.pings("a", "b")
+
+
+def test_a_rotated_token_is_taken_up(nodes: Nodes) -> None:
+    """The old one ends with its pod, and isn't good for a single request more."""
+    nodes.new_token("a", pod="wirekube-agent-a-2")
+    nodes.cluster.delete_pod("wirekube-agent-a")
+    nodes.named["a"].run("ss", "-K", "dst", str(ADDRESS), "dport", "=", str(PORT))
+    nodes.cluster.apply(peer("later", publicKey=KEY, allowedIPs=["10.100.255.9/32"]))
+    within(REACTS_S, lambda: KEY in nodes.wg("a", "peers"), "a follows with the new one")
+    nodes.cluster.kubectl("delete", "wkpeer", "later")
+
+
+def test_an_agent_cannot_write_anothers_resource(nodes: Nodes) -> None:
+    """One that says that it is another node: its token says which it is."""
+    node = nodes.named["a"]
+    before = nodes.peer("b")
+    impostor = node.start(
+        *RELAYD,
+        "agent", "--kubernetes", "--log", "json", "--state", "/run/impostor", "--http", "off",
+        "--api-token-file", "/run/token", "--api-ca-file", "/run/ca.crt", "--interface", "fake0",
+        environment={"NODE_NAME": "b", "WIREKUBE_KUBE_APISERVER": f"https://{ADDRESS}:{PORT}"},
+    )  # fmt: skip
+    try:
+        impostor.wait_for_output("may not write WireKubePeer", 30)
+        after = nodes.peer("b")
+        assert (after["spec"], after["metadata"]["uid"]) == (before["spec"], before["metadata"]["uid"])
+    finally:
+        nodes.lab.discard(impostor)
+
+
+def test_a_collision_of_addresses_is_detected_and_the_younger_moves(nodes: Nodes) -> None:
+    """A resource that somebody makes with an address that a node has: the node was there first."""
+    address = nodes.address("b")
+    nodes.cluster.apply(peer("twin", publicKey=KEY, allowedIPs=[f"{address}/32"]))
+    within(5, lambda: any("twin" in line for line in nodes.status("a")["cluster"]["problems"]), "it is told")
+    time.sleep(1)
+    assert nodes.address("b") == address
+    nodes.pings("a", "b")
+    nodes.cluster.kubectl("delete", "wkpeer", "twin")
+
+
+def test_resources_are_small(nodes: Nodes) -> None:
+    for name in nodes.named:
+        whole = nodes.peer(name)
+        whole["metadata"].pop("managedFields")
+        assert len(json.dumps(whole)) < 2500

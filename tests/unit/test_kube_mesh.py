@@ -1,0 +1,254 @@
+"""What resources mean for a node: addresses without collisions, and nothing that another node may take."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import msgspec
+import pytest
+
+from relayd.coordination.kubernetes.addresses import choose, fnv1a, preferred
+from relayd.coordination.kubernetes.mesh import (
+    Self,
+    View,
+    meaning,
+    own_address,
+    own_allowed_ips,
+    own_endpoint,
+)
+from relayd.coordination.kubernetes.resources import Mesh, Node, Peer
+from relayd.coordination.model import OwnedInterface
+from relayd.endpoints import Endpoint
+from relayd.keys import PrivateKey
+
+KEYS = [PrivateKey(bytes([number]) * 32) for number in range(1, 9)]
+ME = Self(name="a", private_key=KEYS[0])
+
+
+def peer(name: str, key: int = 1, *, made: int = 1, **spec: object) -> Peer:
+    spec = {"publicKey": str(KEYS[key].public()), **spec}
+    metadata = {"name": name, "uid": f"uid-{name}", "creationTimestamp": f"2026-01-01T00:00:{made:02}Z"}
+    return msgspec.convert({"metadata": metadata, "spec": spec}, Peer)
+
+
+def mesh(**spec: object) -> Mesh:
+    metadata = {"name": "default", "uid": "mesh"}
+    return msgspec.convert({"metadata": metadata, "spec": {"meshCIDR": "10.100.0.0/16"} | spec}, Mesh)
+
+
+def node(*addresses: str, **annotations: str) -> Node:
+    return msgspec.convert(
+        {
+            "metadata": {"name": "a", "uid": "node", "annotations": annotations},
+            "status": {"addresses": [{"type": "InternalIP", "address": one} for one in addresses]},
+            "spec": {"podCIDRs": ["10.244.1.0/24"]},
+        },
+        Node,
+    )
+
+
+def view(*peers: Peer, of: Mesh | None = None, on: Node | None = None) -> View:
+    return View(mesh=of or mesh(), peers={one.metadata.name: one for one in peers}, node=on)
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize(("text", "value"), [("", 0x811C9DC5), ("a", 0xE40C292C), ("foobar", 0xBF9CF968)])
+def test_fnv1a(text: str, value: int) -> None:
+    assert fnv1a(text) == value
+
+
+def test_an_address_is_what_wirekube_computes() -> None:
+    network = ip_network("10.100.0.0/24")
+    assert preferred("node-1", network) == network[fnv1a("node-1") % 254 + 1]
+
+
+def test_a_collision_takes_the_next_free_address() -> None:
+    network = ip_network("10.100.0.0/24")
+    first = preferred("node-1", network)
+    assert choose("node-1", network, has=None, taken=[first]) != first
+    assert choose("node-1", network, has=None, taken=[]) == first
+
+
+def test_every_address_is_given_and_then_the_network_is_full() -> None:
+    network = ip_network("10.100.0.0/29")
+    taken = [choose(f"node-{n}", network, has=None, taken=[]) for n in range(1)]
+    for n in range(1, 6):
+        taken.append(choose(f"node-{n}", network, has=None, taken=taken))
+    assert sorted(taken) == list(network.hosts())
+    with pytest.raises(ValueError, match="full"):
+        choose("one-more", network, has=None, taken=taken)
+
+
+def test_a_network_without_hosts_is_refused() -> None:
+    with pytest.raises(ValueError, match="no addresses"):
+        choose("a", ip_network("10.0.0.0/31"), has=None, taken=[])
+
+
+def test_ipv6_networks_have_addresses_too() -> None:
+    assert preferred("a", ip_network("fd00:1::/64")) in ip_network("fd00:1::/64")
+
+
+def test_a_node_keeps_the_address_that_it_has() -> None:
+    assert own_address(view(peer("a", 0, allowedIPs=["10.100.7.7/32"])), "a") == ip_address("10.100.7.7")
+
+
+def test_of_two_nodes_with_one_address_the_younger_moves() -> None:
+    both = (
+        peer("a", 0, made=1, allowedIPs=["10.100.7.7/32"]),
+        peer("b", 1, made=2, allowedIPs=["10.100.7.7/32"]),
+    )
+    assert own_address(view(*both), "a") == ip_address("10.100.7.7")
+    assert own_address(view(*both), "b") != ip_address("10.100.7.7")
+
+
+def test_a_node_without_a_resource_takes_nobodys_address() -> None:
+    wanted = preferred("a", ip_network("10.100.0.0/16"))
+    assert own_address(view(peer("b", allowedIPs=[f"{wanted}/32"])), "a") != wanted
+
+
+# --- its own part ---
+
+
+def test_own_allowed_ips() -> None:
+    address = preferred("a", ip_network("10.100.0.0/16"))
+    here = node("192.0.2.5", "2001:db8::5")
+    assert own_allowed_ips(view(on=here), "a") == (f"{address}/32",)
+    auto = mesh(autoAllowedIPs={"includeNodeInternalIP": True}, podCIDRRouting={"enabled": True})
+    assert own_allowed_ips(view(of=auto, on=here), "a") == (
+        f"{address}/32",
+        "192.0.2.5/32",
+        "2001:db8::5/128",
+        "10.244.1.0/24",
+    )
+    older = mesh(meshCIDR="", autoAllowedIPs={"strategy": "node-internal-ip"})
+    assert own_allowed_ips(view(of=older, on=here), "a") == ("192.0.2.5/32", "2001:db8::5/128")
+
+
+@pytest.mark.parametrize(
+    ("annotated", "found", "has", "expected"),
+    [
+        ("198.51.100.1:5000", "203.0.113.1:1", "203.0.113.9:9", ("198.51.100.1:5000", "manual")),
+        ("", "203.0.113.1:1", "203.0.113.9:9", ("203.0.113.1:1", "stun")),
+        ("", "", "203.0.113.9:9", ("", "")),
+        ("", "", "", ("192.0.2.5:51820", "internal-ip")),
+    ],
+)
+def test_whose_word_counts_for_the_endpoint(
+    annotated: str, found: str, has: str, expected: tuple[str, str]
+) -> None:
+    here = node("192.0.2.5", **{"wirekube.io/endpoint": annotated})
+    assert own_endpoint(view(peer("a", 0, endpoint=has), on=here), "a", found) == expected
+
+
+# --- the mesh ---
+
+
+def test_the_mesh_of_a_node() -> None:
+    others = (
+        peer("b", 1, endpoint="203.0.113.2:51820", allowedIPs=["10.100.0.2/32", "192.168.2.0/24"]),
+        peer("c", 2, allowedIPs=["10.100.0.3/32"], persistentKeepalive=0),
+    )
+    mine = peer("a", 0, allowedIPs=["10.100.0.1/32"])
+    made = meaning(view(mine, *others, of=mesh(mtu=1300, listenPort=5000)), ME)
+    interface = made.mesh.interface
+    assert isinstance(interface, OwnedInterface)
+    assert (interface.name, interface.mtu, interface.listen_port) == ("wire_kube", 1300, 5000)
+    assert interface.addresses == (ip_interface("10.100.0.1/32"),)
+    b, c = made.mesh.peers
+    assert b.endpoint == Endpoint.parse("203.0.113.2:51820")
+    assert b.allowed_ips == (ip_network("10.100.0.2/32"), ip_network("192.168.2.0/24"))
+    assert (c.endpoint, c.keepalive_s, b.keepalive_s) == (None, 0, 25)
+    assert made.names == {KEYS[1].public(): "b", KEYS[2].public(): "c"}
+    assert made.problems == ()
+
+
+def test_a_removed_node_has_no_peers() -> None:
+    made = meaning(view(peer("b", allowedIPs=["10.100.0.2/32"])), ME, removed=True)
+    assert made.mesh.peers == ()
+
+
+def test_a_node_without_allowed_ips_is_passive() -> None:
+    made = meaning(view(peer("a", 0), peer("b", allowedIPs=["10.0.0.2/32"]), of=mesh(meshCIDR="")), ME)
+    assert made.mesh.peers == ()
+    assert "no allowedIPs" in made.problems[0]
+
+
+def test_what_an_older_resource_has_a_younger_one_cannot_take() -> None:
+    made = meaning(
+        view(
+            peer("a", 0, made=1, allowedIPs=["10.100.0.1/32"]),
+            peer("b", 1, made=2, allowedIPs=["10.100.0.2/32"]),
+            peer("thief", 2, made=3, allowedIPs=["10.100.0.2/32", "10.100.0.1/32", "10.100.0.9/32"]),
+        ),
+        ME,
+    )
+    by_name = {made.names[one.key]: one for one in made.mesh.peers}
+    assert by_name["b"].allowed_ips == (ip_network("10.100.0.2/32"),)
+    assert by_name["thief"].allowed_ips == (ip_network("10.100.0.9/32"),)
+    assert any("10.100.0.2/32 is b's" in line for line in made.problems)
+    assert any("10.100.0.1/32 is a's" in line for line in made.problems)
+
+
+def test_a_key_is_one_nodes() -> None:
+    made = meaning(
+        view(
+            peer("a", 0, allowedIPs=["10.100.0.1/32"]),
+            peer("b", 1, made=1, allowedIPs=["10.100.0.2/32"]),
+            peer("copy", 1, made=2, allowedIPs=["10.100.0.3/32"]),
+            peer("me-too", 0, made=3, allowedIPs=["10.100.0.4/32"]),
+        ),
+        ME,
+    )
+    assert list(made.names.values()) == ["b"]
+    assert len(made.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ({"publicKey": "x"}, "publicKey"),
+        ({"endpoint": "127.0.0.1:51820"}, "can't be reached"),
+        ({"endpoint": "0.0.0.0:51820"}, "can't be reached"),
+        ({"endpoint": "127.64.1.1:22347"}, "can't be reached"),
+        ({"endpoint": "192.0.2.1:0"}, "can't be reached"),
+        ({"endpoint": "192.0.2.1:99999"}, "endpoint"),
+        ({"endpoint": "home.example.net:51820"}, "endpoint"),
+        ({"allowedIPs": ["10.0.0.300/32"]}, "allowedIPs"),
+        ({"allowedIPs": ["::/129"]}, "allowedIPs"),
+    ],
+)
+def test_what_cant_be_used_is_left_out_and_said(spec: dict[str, Any], complaint: str) -> None:
+    made = meaning(
+        view(
+            peer("a", 0, allowedIPs=["10.100.0.1/32"]),
+            peer("b", 1, allowedIPs=["10.100.0.2/32"]),
+            peer("bad", 2, **spec),
+        ),
+        ME,
+    )
+    assert "b" in made.names.values()
+    assert any("bad" in line and complaint in line for line in made.problems)
+    assert all(one.endpoint is None for one in made.mesh.peers)
+
+
+def test_many_problems_are_summed_up() -> None:
+    bad = [peer(f"p{n}", 1, made=n % 60, endpoint="nowhere") for n in range(100)]
+    problems = meaning(view(peer("a", 0, allowedIPs=["10.100.0.1/32"]), *bad), ME).problems
+    assert len(problems) == 20
+    assert problems[-1].endswith("more")
+
+
+def test_excluded_networks_are_not_routed() -> None:
+    without = mesh(routing={"excludeCIDRs": ["192.168.0.0/16"]})
+    theirs = ["10.100.0.2/32", "192.168.2.0/24", "192.0.0.0/8"]
+    mine = peer("a", 0, allowedIPs=["10.100.0.1/32"])
+    (b,) = meaning(view(mine, peer("b", allowedIPs=theirs), of=without), ME).mesh.peers
+    assert b.allowed_ips == (ip_network("10.100.0.2/32"), ip_network("192.0.0.0/8"))
+
+
+def test_without_a_mesh_there_is_nothing_to_say() -> None:
+    with pytest.raises(ValueError, match="no WireKubeMesh"):
+        meaning(View(mesh=None, peers={}, node=None), ME)
