@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install-units bench paths man image container-test clean
+.PHONY: help demo test check install-units fuzz bench paths man image container-test clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -34,6 +34,7 @@ help:
 	make check   lint, types, layers and unit tests: the inner loop, under a minute
 	make install-units   write systemd's units for this tree's relayd (DESTDIR=, ARGS="--dry-run", "--uninstall")
 	make paths   ten thousand runs of the path decisions in a simulated network (ARGS="--runs 100" for fewer)
+	make fuzz    look for inputs that break a parser (SECONDS=60 is for all of them together)
 	make bench   measure relay and agent (ARGS="--help" says what can be chosen)
 	make man     the manual page, build/relayd.1
 	make image   the container image relayd:VERSION, by docker (or ENGINE=podman)
@@ -57,7 +58,7 @@ test:
 	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
 	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
 	say "pytest: attacks on a relay"
-	$(LIMIT) 300 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/security
+	$(LIMIT) 300 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/security tests/fuzz
 	say "pytest: the status page in a browser"
 	$(LIMIT) 180 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/browser
 	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"
@@ -74,6 +75,12 @@ test:
 install-units:
 	@venv=$$(sh .ci/setup demo)
 	exec $(AS_ROOT) "$$venv/bin/relayd" install-service $(if $(DESTDIR),--root "$(DESTDIR)") $(ARGS)
+
+fuzz:
+	@venv=$$(sh .ci/setup check)
+	python=$$venv/bin/python
+	"$$python" -c 'import atheris' 2>/dev/null || "$$python" -m pip install --quiet 'atheris>=2.3' >&2
+	exec "$$python" -m tests.fuzz $(or $(SECONDS),60) $(ARGS)
 
 bench:
 	@venv=$$(sh .ci/setup bench)

@@ -15,6 +15,7 @@ import msgspec
 
 from bench.agent_load import run_agents
 from bench.bulk import run_bulk
+from bench.doors import run_handshakes, run_silent
 from bench.flood import run_flood
 from bench.idle import run_idle
 from bench.model import BenchError, Measurement, Spec
@@ -50,6 +51,10 @@ def run(spec: Spec) -> Measurement:
             return run_flood(spec, pids)
         case "idle":
             return run_idle(spec, pids)
+        case "handshakes":
+            return run_handshakes(spec, pids)
+        case "silent":
+            return run_silent(spec, pids)
         case "agents":
             return run_agents(spec, pids)
         case "stun":

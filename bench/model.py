@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Mode = Literal["bulk", "paced", "flood", "idle", "agents", "stun"]
+Mode = Literal["bulk", "paced", "flood", "idle", "agents", "stun", "handshakes", "silent"]
 Wire = Literal["relay", "forward"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -57,6 +58,8 @@ def measure(
 ) -> Measurement:
     """One run of a row. Raises BenchError."""
     spec = scenario.spec_of(variant)
+    if isinstance(target, OwnRelay) and spec.mode in ("handshakes", "silent"):
+        target = replace(target, auth="required")
     if scenario.kind != "search":
         with target.running() as address:
             return run_load(_aim(spec, target, address, load_cpu))

@@ -131,6 +131,22 @@ SCENARIOS = (
         shown=("pss_per_connection_kib", "rss_per_connection_kib", "memory_before_kib", "cpu_share"),
     ),
     Scenario(
+        "handshakes",
+        "complete handshakes (counted as frames), one after the other",
+        Spec(mode="handshakes"),
+        goals=(Goal(PER_CPU, "least", 2_000),),
+        control=False,
+        shown=("frames_per_s", PER_CPU),
+    ),
+    Scenario(
+        "silent",
+        "10,000 connections that say nothing, and an agent that is admitted meanwhile, again and again",
+        Spec(mode="silent", connections=10_000),
+        goals=(Goal("memory_kib", "most", 100e6 / 1024), Goal("p99", "most", 1e6)),
+        control=False,
+        shown=("memory_kib", "memory_before_kib", "p50", "p99", "p999"),
+    ),
+    Scenario(
         "agent-path",
         "agent path UDP-TCP-UDP, 1452 bytes, two agents and the relay on one core",
         Spec(mode="agents", rate=60_000, seconds=1.0, warmup=0.3),
@@ -168,8 +184,8 @@ def custom(mode: Mode | Literal["highest"], **settings: float | None) -> Scenari
     """A row of one's own. Raises BenchError for a mode that is not measured so."""
     given = {name: value for name, value in settings.items() if value is not None}
     kind: Kind = "search" if mode == "highest" else "load"
-    if mode in ("agents", "stun"):
-        raise BenchError("the agents' path and STUN are measured by rows of their own: agent-path, stun")
+    if mode in ("agents", "stun", "handshakes", "silent"):
+        raise BenchError(f"that is measured by a row of its own: {mode.replace('agents', 'agent-path')}")
     if mode in ("paced", "flood") and "rate" not in given:
         raise BenchError(f"--mode {mode} needs a --rate")
     spec = msgspec.convert({"mode": "flood" if mode == "highest" else mode, **given}, Spec)

@@ -124,6 +124,8 @@ class OwnRelay:
     """`relayd serve` of this tree, as the real process, fresh for each measurement."""
 
     cpu: int
+    auth: str = "optional"
+    """Most rows speak a bare Register: they measure frames, and have no keys to prove."""
     name: str = "relay"
     wire: Wire = "relay"
 
@@ -135,8 +137,10 @@ class OwnRelay:
             command = [
                 *(sys.executable, "-c", "import sys; from relayd.cli import main; sys.exit(main())"),
                 *("serve", "--listen", f"127.0.0.1:{port}", "--control", f"{folder}/relay.sock"),
-                # The load speaks a bare Register: it measures frames, and has no keys to prove.
-                *("--log", "json", "--auth", "optional", "--state", f"{folder}/state"),
+                # The load comes from a handful of addresses, faster than agents do.
+                *("--log", "json", "--auth", self.auth, "--open", "--state", f"{folder}/state"),
+                *("--accepts-s", "1e6", "--accepts-per-address-s", "1e6"),
+                *("--max-connections-per-address", "100000"),
             ]
             with started(command, cpu=self.cpu) as process:
                 assert process.stdout is not None

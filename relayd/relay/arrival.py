@@ -20,7 +20,7 @@ class Newcomer:
     """An accepted connection. As long as it says nothing it is this object and an entry in an epoll: of ten
     thousand that never will, each costs twenty microseconds and no task."""
 
-    __slots__ = ("accepted_at", "arrival", "endpoint", "place", "sock")
+    __slots__ = ("accepted_at", "arrival", "endpoint", "has_task", "place", "sock")
 
     def __init__(self, sock: socket.socket, endpoint: Endpoint, place: str, now: float) -> None:
         self.sock = sock
@@ -29,6 +29,8 @@ class Newcomer:
         self.accepted_at = now
         self.arrival: Arrival | None = None
         """Since it has said something."""
+        self.has_task = False
+        """Whether a task looks after it; else the poller does."""
 
 
 class Arrival:
@@ -50,16 +52,16 @@ class Arrival:
         self.excuse = ""
         """Why it waits, where that says more than the handshake can."""
 
-    async def outcome(self) -> RelayOutcome | None:
-        """Read until the handshake has one; None: closed, or broken. Sends what the handshake says meanwhile.
+    def read(self) -> RelayOutcome | None:
+        """Read what is there, and send what the handshake says to it. -> its outcome; None: closed, or
+        broken.
 
-        To be cancelled only where it waits: nothing that was read is lost."""
+        Raises BlockingIOError when there is no outcome yet: nothing that was read is lost."""
         while True:
             try:
                 data = self.sock.recv(min(self.handshake.wants, MAX_INPUT_BYTES))
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.sock)
-                continue
+                raise
             except OSError:
                 return None
             if not data:
@@ -70,17 +72,20 @@ class Arrival:
             if step.outcome is not None:
                 return step.outcome
 
-    async def first_byte(self) -> int:
-        """Its first byte, which stays unread; -1: there will be none."""
+    async def outcome(self) -> RelayOutcome | None:
+        """As `read`, when there is one. To be cancelled at any time."""
         while True:
             try:
-                data = self.sock.recv(1, socket.MSG_PEEK)
+                return self.read()
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.sock)
-                continue
-            except OSError:
-                return -1
-            return data[0] if data else -1
+
+    def begins_with(self, byte: int) -> bool:
+        """Whether that is its first byte, which stays unread. To be asked when it has one."""
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK) == bytes([byte])
+        except OSError:
+            return False
 
     async def proof(self) -> None:
         """Wait until a Proof is what comes next; for ever when it is another frame, which stays unread."""

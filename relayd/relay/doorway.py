@@ -177,47 +177,87 @@ class Doorway:
         self._poller.add(sock.fileno(), partial(self._speaks, newcomer))
 
     def _speaks(self, newcomer: Newcomer, _mask: int) -> None:
-        """The poller's handler: it has something to read, for the first time."""
+        """The poller's handler: there is something to read. As a rule all of a handshake happens here,
+        without a task: two reads, two writes, and the data plane has the connection."""
+        arrival = newcomer.arrival
+        if arrival is None:
+            arrival = newcomer.arrival = Arrival(newcomer, self._greeter)
+            if self._tls is not None:
+                if arrival.begins_with(CLIENT_HELLO):
+                    self._hand_to_task(newcomer, self._enter_tls, arrival)
+                    return
+                if self._tls.only:
+                    self._leave_poller(newcomer)
+                    reason = "this relay speaks TLS only: its address begins with relayds://"
+                    self._refuse(arrival, Refused(Refusal.PROTOCOL, reason))
+                    self._end(newcomer, arrival)
+                    return
+        try:
+            outcome = arrival.read()
+        except BlockingIOError:
+            return
+        if isinstance(outcome, Registered):
+            # Its key may be another's: that takes time to find out.
+            self._hand_to_task(newcomer, self._enter_bare, arrival)
+            return
+        self._leave_poller(newcomer)
+        self._settle(arrival, outcome)
+        self._end(newcomer, arrival)
+
+    def _leave_poller(self, newcomer: Newcomer) -> None:
         self._poller.remove(newcomer.sock.fileno())
-        newcomer.arrival = Arrival(newcomer, self._greeter)
-        self._nursery.start_soon(self._enter, newcomer, newcomer.arrival, name=f"doorway {newcomer.endpoint}")
+        self._room.leave(newcomer)
+
+    def _hand_to_task(
+        self, newcomer: Newcomer, job: Callable[[Arrival], Awaitable[None]], arrival: Arrival
+    ) -> None:
+        """What takes more than a few reads is a task's."""
+        self._poller.remove(newcomer.sock.fileno())
+        newcomer.has_task = True
+        self._nursery.start_soon(self._enter, newcomer, job, arrival, name=f"doorway {newcomer.endpoint}")
         self._poller.yield_soon()
 
     def _evict(self, victim: Newcomer | None, reason: str) -> None:
-        """It goes, to make room or because its time is up. Once is enough."""
+        """It goes, to make room. Once is enough."""
         if victim is None:
             return
         self._room.leave(victim)
-        arrival = victim.arrival
-        if arrival is None:
+        if victim.has_task:
+            assert victim.arrival is not None
+            if victim.arrival.scope.cancel_called:
+                return
+            victim.arrival.scope.cancel()
+        else:
             self._poller.remove(victim.sock.fileno())
             victim.sock.close()
             self._counting.went(victim.place)
-        elif arrival.scope.cancel_called:
-            return
-        else:
-            arrival.scope.cancel()
         self.refused[reason] += 1
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Turn out who has said nothing for too long, for ever."""
+        """Turn out those whose time is up, for ever."""
         task_status.started()
         while True:
             await trio.sleep(min(SWEEP_S, self._greeter.timeout_s))
             too_long_ago = trio.current_time() - self._greeter.timeout_s
-            # Those that have said something have a deadline of their own, and leave the room by it.
+            # Those that have a task have a deadline of their own, and leave the room by it.
             while (oldest := self._room.oldest()) is not None and oldest.accepted_at <= too_long_ago:
-                if oldest.arrival is not None:
+                if oldest.has_task:
                     break
-                self._evict(oldest, NEVER_REGISTERED)
+                if oldest.arrival is None:
+                    self._evict(oldest, NEVER_REGISTERED)
+                else:
+                    self._leave_poller(oldest)
+                    self._time_is_up(oldest.arrival)
+                    self._end(oldest, oldest.arrival)
 
-    async def _enter(self, newcomer: Newcomer, arrival: Arrival) -> None:
+    async def _enter(
+        self, newcomer: Newcomer, job: Callable[[Arrival], Awaitable[None]], arrival: Arrival
+    ) -> None:
         """One connection until it is the data plane's, or gone."""
         try:
             with arrival.scope:
                 try:
-                    if await self._speaks_our_language(arrival):
-                        await self._let_in(arrival, await arrival.outcome())
+                    await job(arrival)
                 finally:
                     self._room.leave(newcomer)
                     if self._tls is not None:
@@ -225,38 +265,41 @@ class Doorway:
             if arrival.scope.cancelled_caught and trio.current_time() >= arrival.scope.deadline:
                 self._time_is_up(arrival)
         finally:
-            if arrival.ours:
-                arrival.sock.close()
-                if arrival.bridge is not None:
-                    arrival.bridge.cancel()
-            if not arrival.served:
-                self._counting.went(newcomer.place)
+            self._end(newcomer, arrival)
 
-    async def _speaks_our_language(self, arrival: Arrival) -> bool:
-        """Plain frames, or TLS if this relay does: then TLS's handshake comes first."""
-        if self._tls is None:
-            return True
-        if await arrival.first_byte() != CLIENT_HELLO:
-            if self._tls.only:
-                reason = "this relay speaks TLS only: its address begins with relayds://"
-                self._refuse(arrival, Refused(Refusal.PROTOCOL, reason))
-            return not self._tls.only
+    def _end(self, newcomer: Newcomer, arrival: Arrival) -> None:
+        """It isn't the doorway's any more: close what nobody else has taken."""
+        if arrival.ours:
+            arrival.sock.close()
+            if arrival.bridge is not None:
+                arrival.bridge.cancel()
+        if not arrival.served:
+            self._counting.went(newcomer.place)
+
+    async def _enter_tls(self, arrival: Arrival) -> None:
+        """TLS's own handshake first."""
+        assert self._tls is not None
         if (victim := self._tls.enter(arrival)) is not None and not victim.scope.cancel_called:
             self.refused[TOO_MANY] += 1
             victim.scope.cancel()
         sock = arrival.sock
         if await self._tls.shake_hands(arrival):
-            return True
-        self.refused["TLS failed"] += 1
-        sock.close()
-        return False
+            await self._let_in(arrival, await arrival.outcome())
+        else:
+            self.refused["TLS failed"] += 1
+            sock.close()
 
     async def _let_in(self, arrival: Arrival, outcome: RelayOutcome | None) -> None:
+        if isinstance(outcome, Registered):
+            await self._enter_bare(arrival)
+        else:
+            self._settle(arrival, outcome)
+
+    def _settle(self, arrival: Arrival, outcome: Admitted | Refused | None) -> None:
+        """The handshake is over."""
         match outcome:
             case Admitted():
                 self._claim(arrival, admission=outcome.admission, home=outcome.home_key.short())
-            case Registered():
-                await self._enter_bare(arrival)
             case Refused():
                 self._refuse(arrival, outcome)
             case None if arrival.handshake.state is not State.REGISTER:
@@ -366,7 +409,7 @@ class Doorway:
         """Give back what it keeps for bad times."""
         self._spare.close()
         for newcomer in self._room:
-            if newcomer.arrival is None:
+            if not newcomer.has_task:
                 newcomer.sock.close()
 
     # Refusals ---------------------------------------------------------------------------------------------
