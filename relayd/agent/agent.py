@@ -320,6 +320,7 @@ class Agent:
             "relay": self.link.status(),
             "paths": dict(Counter(str(peer["path"]) for peer in self.peers())),
             "discovery": self.direct_paths.discovery.status() if self.direct_paths is not None else None,
+            "direct_paths": self.direct_paths.summary() if self.direct_paths is not None else None,
             "drops": merge_drops(
                 self.link.drops(),
                 self.proxy.drops(),

@@ -105,6 +105,7 @@ class DirectPaths:
             connected=lambda: link.connected,
             only=config.candidate_interfaces,
             hold_s=config.nat_hold_s,
+            wanted=self.prober.is_searching,
             resolver=resolver,
             more=self._more,
             moved=self.discovery.look_again,
@@ -120,6 +121,29 @@ class DirectPaths:
             Service(name="path prober", run=self.prober.run),
             Service(name="discovery", run=self.discovery.run),
         ]
+
+    def summary(self) -> dict[str, object]:
+        """What is known of this end, for `relayd status`."""
+        local = self.addresses.local
+        prediction = local.prediction
+        return {
+            "lacks": self.port.lacks,
+            "symmetric": self.addresses.symmetric,
+            "candidates": [
+                {
+                    "endpoint": str(one.endpoint),
+                    "type": one.type,
+                    "priority": one.priority,
+                    "found": one.method,
+                }
+                for one in local.candidates
+            ],
+            "prediction": None
+            if prediction is None
+            else {"endpoint": str(prediction[0]), "step": prediction[1], "count": prediction[2]},
+            "messages": dict(self.prober.counts),
+            "late_packets": dict(self.reinjector.counts),
+        }
 
     def drops(self) -> Mapping[str, int]:
         """Messages that nobody got to see, by reason."""

@@ -8,6 +8,7 @@ anybody. What STUN doesn't answer this time stays as it was; own addresses are t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from itertools import pairwise
 from math import inf
@@ -15,6 +16,7 @@ from math import inf
 import trio
 
 from relayd.agent.discovery.stun_client import Answer, NoAnswerError, StunClient
+from relayd.agent.discovery.stun_look import fresh_client
 from relayd.agent.discovery.stun_servers import Resolver, StunServer
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
@@ -39,6 +41,10 @@ s."""
 PACE_S = 0.002
 """Between two questions: in the order of asking, a NAT that counts its ports up is seen counting."""
 
+COUNT_EVERY_S = 5.0
+"""As often as a pair is checked at most; others' flows through the NAT count too, but not by dozens
+meanwhile."""
+
 MAX_STEP = 64
 """Ports between two mappings, past which a NAT isn't counting but drawing."""
 
@@ -62,6 +68,8 @@ class OwnAddresses:
         hold_s: float = HOLD_S,
         more: Callable[[], Sequence[Candidate]] = list,
         moved: Callable[[], None] = lambda: None,
+        wanted: Callable[[], bool] = lambda: False,
+        fresh: Callable[[], AbstractAsyncContextManager[tuple[object, StunClient]]] = fresh_client,
         resolver: Resolver | None = None,
         watch: Callable[[Callable[[], None]], Awaitable[None]] = events.watch_addresses,
         addresses: Callable[[], Awaitable[list[HostAddress]]] = host_addresses,
@@ -69,11 +77,12 @@ class OwnAddresses:
         """`interface` is WireGuard's, whose own addresses don't count. `port`: what WireGuard listens on now.
         `connected`: whether the relay is. `only`: the interfaces that count; empty: all that aren't
         virtual. `more`: candidates that others found out, by a gateway's port mapping for one. `moved` is
-        called when an own address came or went."""
+        called when an own address came or went. `wanted`: whether a prediction of a NAT's next port is of
+        use to anybody now. `fresh` gives a client on a port of its own."""
         self._more, self._moved = more, moved
         self._interface, self._client, self._servers = interface, client, tuple(servers)
         self._publish, self._port, self._connected, self._only = publish, port, connected, only
-        self._hold_s = hold_s
+        self._hold_s, self._wanted, self._fresh = hold_s, wanted, fresh
         self._resolver = resolver if resolver is not None else Resolver()
         self._watch, self._addresses = watch, addresses
         self._news = trio.Event()
@@ -86,6 +95,29 @@ class OwnAddresses:
         self.problem = ""
         self.symmetric = False
         """Whether the NAT maps each destination anew, over IPv4."""
+
+    async def _follow_counting(self) -> None:
+        """What a NAT that counts gives out next is old in seconds: while it is wanted, look where it is."""
+        while True:
+            await trio.sleep(COUNT_EVERY_S)
+            if self._prediction is not None and self._wanted():
+                await self._count(self._prediction)
+
+    async def _count(self, known: tuple[Endpoint, int, int]) -> None:
+        """Ask once from a port of its own: the mapping that it gets is the counter."""
+        _, step, many = known
+        for server in self._servers:
+            try:
+                target = (await self._resolver.resolve(server))[0]
+                async with self._fresh() as (_port, client):
+                    mapped = (await client.ask(target, give_up_s=COUNT_EVERY_S / 2)).mapped
+            except (OSError, NoAnswerError) as error:
+                self._log.debug("paths.uncounted", server=str(server), error=str(error))
+                continue
+            if mapped.address.version == 4 and 1 <= mapped.port + step <= 65535:
+                self._prediction = (Endpoint(mapped.address, mapped.port + step), step, many)
+                self._tell(self.local, moved=False)
+            return
 
     def look_again(self) -> None:
         """Something happened: ask at once."""
@@ -100,6 +132,7 @@ class OwnAddresses:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, self.look_again)
             nursery.start_soon(self._follow_relay)
+            nursery.start_soon(self._follow_counting)
             task_status.started()
             while True:
                 self._news = trio.Event()

@@ -137,6 +137,10 @@ class PathProber:
         """By peer."""
         return self._finders
 
+    def is_searching(self) -> bool:
+        """Whether there is a peer that could be direct and isn't."""
+        return any(finder.able and not finder.direct for finder in self._finders.values())
+
     def drops(self) -> dict[str, int]:
         """Sealed messages that nobody got to see, by reason."""
         return {f"sealed_{reason}": count for reason, count in self._inbox.drops.items()}

@@ -245,6 +245,20 @@ AGENT = (
         lambda status, _: len(status["host_problems"]),
     ),
     Metric(
+        "relayd_path_messages_total",
+        "counter",
+        "Sealed messages to peers' agents, by how they went, or why they did not.",
+        lambda status, _peers: (status.get("direct_paths") or {}).get("messages") or {},
+        label="way",
+    ),
+    Metric(
+        "relayd_late_packets_total",
+        "counter",
+        "Relayed packets of peers that were direct by then, by what became of them.",
+        lambda status, _peers: (status.get("direct_paths") or {}).get("late_packets") or {},
+        label="outcome",
+    ),
+    Metric(
         "relayd_nat_type",
         "gauge",
         "The NAT in front of this host: 0 unknown, 1 cone, 2 symmetric, 3 port-restricted cone, 4 open.",

@@ -123,6 +123,16 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
             "peers": len(paths),
             "problems": [],
         },
+        "direct_paths": {
+            "lacks": "",
+            "symmetric": False,
+            "candidates": [
+                {"endpoint": "203.0.113.5:51820", "type": "srflx", "priority": 1694498559, "found": "STUN"}
+            ],
+            "prediction": None,
+            "messages": {"by relay": 12, "directly": 40, "unsent: Network is unreachable": 2},
+            "late_packets": {"handed over": 3},
+        },
         "discovery": {
             "nat": {"ipv4": "port-restricted-cone", "ipv6": "open"},
             "endpoint": "203.0.113.5:51820",

@@ -189,6 +189,12 @@ class PathMesh:
         peer = self.status(name)
         return "" if peer is None else str(peer["path"])
 
+    def late_packets(self, name: str) -> int:
+        """Relayed packets that the agent handed to WireGuard as from the direct endpoint."""
+        status = status_of(self.nodes[name], CONTROL)
+        assert status is not None
+        return int(status["direct_paths"]["late_packets"].get("handed over", 0))
+
     def wait_path(self, path: str, *names: str, timeout_s: float = START_S) -> float:
         """Wait until these (or both) ends have this path. time.time() then."""
         for name in names or ("a", "b"):

@@ -49,6 +49,7 @@ def test_a_promotion_over_a_slow_relay_loses_nothing_and_holds(
         while time.time() < begun + 5.0:
             assert {name: mesh.endpoint(name) for name in ("a", "b")} == decided
             time.sleep(0.1)
+        assert sum(mesh.late_packets(name) for name in ("a", "b")) > 0  # else nothing was put to the test
         result = pings.stop()
         first_number = min(number for number, _, _ in result.answers)
         assert [number for number in result.lost() if number > first_number] == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, ip_address
 from math import inf
 
@@ -170,6 +171,27 @@ async def test_a_nat_that_counts_is_predicted(
     assert last.prediction is not None
     assert (str(last.prediction[0]), last.prediction[1]) == ("203.0.113.5:40002", 1)
     assert len([one for one in last.candidates if one.type == "srflx"]) == 1
+
+
+async def test_while_it_is_wanted_a_counting_nat_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    world.mapped = {SERVER: Endpoint.parse("203.0.113.5:40000"), SECOND: Endpoint.parse("203.0.113.5:40001")}
+
+    @asynccontextmanager
+    async def fresh() -> AsyncIterator[tuple[object, StunClient]]:
+        other = World(monkeypatch)  # the same NAT, later
+        other.mapped = {SERVER: Endpoint.parse("203.0.113.5:40777")}
+        yield None, other.client
+
+    made = world.made()
+    made._fresh, made._wanted = fresh, lambda: True
+    await nursery.start(made.run)
+    await trio.sleep(own_addresses.COUNT_EVERY_S + 1)
+    last, moved = world.told[-1]
+    assert last.prediction is not None
+    assert (last.prediction[0].port, last.prediction[1], moved) == (40778, 1, False)
 
 
 @pytest.mark.parametrize(
