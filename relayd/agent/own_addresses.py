@@ -190,12 +190,19 @@ class OwnAddresses:
     async def _ask(self) -> bool:
         """Ask the STUN servers. Whether a mapping that was known is another one now."""
         answers: list[Answer] = []
-        targets: list[Endpoint] = []
-        for server in self._servers:
+        found: dict[StunServer, list[Endpoint]] = {}
+
+        async def resolve(server: StunServer) -> None:
             try:
-                targets += await self._resolver.resolve(server)
+                found[server] = await self._resolver.resolve(server)
             except OSError as error:
                 self._log.debug("paths.stun_unresolved", server=str(server), error=str(error))
+
+        # All at once: while DNS is dead, names cost some seconds, and not as often as there are names.
+        async with trio.open_nursery() as nursery:
+            for server in self._servers:
+                nursery.start_soon(resolve, server)
+        targets = [target for server in self._servers for target in found.get(server, ())]
 
         async def one(target: Endpoint) -> None:
             try:

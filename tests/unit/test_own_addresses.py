@@ -13,7 +13,7 @@ import trio.testing
 
 from relayd.agent import own_addresses
 from relayd.agent.discovery.stun_client import StunClient
-from relayd.agent.discovery.stun_servers import StunServer
+from relayd.agent.discovery.stun_servers import RESOLVE_S, Resolver, StunServer
 from relayd.agent.own_addresses import OwnAddresses, predicted
 from relayd.endpoints import Endpoint
 from relayd.kernel.addresses import HostAddress
@@ -243,3 +243,29 @@ async def test_what_others_found_out_is_told_too_and_they_hear_of_a_move(
     world.changed()
     await trio.sleep(1.0)
     assert len(moves) == 1
+
+
+async def test_g15_names_that_dns_does_not_answer_for_cost_their_seconds_once(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+
+    async def dead(*_: object, **__: object) -> list[tuple[object, ...]]:
+        await trio.sleep_forever()
+        raise AssertionError("not reached")
+
+    names = [StunServer(f"{name}.example.net", 3478) for name in ("a", "b", "c", "d")]
+    made = OwnAddresses(
+        "wg0",
+        client=world.client,
+        servers=[*names, StunServer("192.0.2.1", 3478)],
+        publish=world.publish,
+        port=lambda: 51820,
+        connected=lambda: True,
+        watch=world.watch,
+        addresses=world.host_addresses,
+        resolver=Resolver(dead),
+    )
+    await nursery.start(made.run)
+    await trio.sleep(RESOLVE_S + 0.5)
+    assert endpoints(made.local) == {"10.0.0.2:51820", "203.0.113.5:40000"}
