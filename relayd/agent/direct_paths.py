@@ -28,6 +28,7 @@ from relayd.kernel.wireguard import Interface
 from relayd.keys import PublicKey
 from relayd.netio.poller import Poller
 from relayd.netio.raw_udp import Datagram
+from relayd.paths.acquaintance import Local
 from relayd.paths.candidates import Candidate, make
 from relayd.paths.findings import Method
 from relayd.services import Service
@@ -100,7 +101,7 @@ class DirectPaths:
             interface.name,
             client=self._client,
             servers=servers,
-            publish=self.prober.localize,
+            publish=self._localize,
             port=lambda: self.port.wireguard_port,
             connected=lambda: link.connected,
             only=config.candidate_interfaces,
@@ -144,6 +145,11 @@ class DirectPaths:
             "messages": dict(self.prober.counts),
             "late_packets": dict(self.reinjector.counts),
         }
+
+    def _localize(self, local: Local, *, moved: bool) -> None:
+        if moved:
+            self.reinjector.forget_routes()
+        self.prober.localize(local, moved=moved)
 
     def drops(self) -> Mapping[str, int]:
         """Messages that nobody got to see, by reason."""

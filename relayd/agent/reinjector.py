@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections import Counter
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -28,6 +29,8 @@ _PSEUDO6 = struct.Struct("!16s16sI3xB")  # RFC 8200, section 8.1
 _HOPS: Final = 64
 _ROUTES: Final = 4096
 """Own addresses remembered, by the endpoint that they lead to."""
+_ROUTE_S: Final = 1.0
+"""So long: a packet to an address that isn't ours any more would leave the host. Asking takes some 20 us."""
 
 
 class Reinjector:
@@ -42,7 +45,8 @@ class Reinjector:
         """Packets handed over, and those that the kernel didn't take, by reason."""
         self._mark = mark
         self._sockets: dict[int, socket.socket] = {}
-        self._own: dict[Endpoint, Address] = {}
+        self._own: dict[Endpoint, tuple[Address, float]] = {}
+        """What was found, and until when it is believed."""
         for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
             try:
                 # IPPROTO_RAW: the header is ours, for both families (raw(7), ipv6(7)).
@@ -77,12 +81,13 @@ class Reinjector:
         if sock is None:
             return False
         try:
-            own = self._own.get(source)
-            if own is None:
+            own, until = self._own.get(source, (None, 0.0))
+            now = time.monotonic()
+            if own is None or now >= until:
                 own = source_for(source, self._mark)
                 if len(self._own) >= _ROUTES:
                     self._own.clear()
-                self._own[source] = own
+                self._own[source] = own, now + _ROUTE_S
             sock.sendto(self._packet(payload, source, own), (str(own).partition("%")[0], 0))
         except OSError as error:
             self._own.pop(source, None)  # the route may be another one now

@@ -94,6 +94,9 @@ class Watcher(Protocol):
 class HandOver(Protocol):
     """Gives WireGuard packets as from another source (`reinjector.Reinjector`)."""
 
+    port: int
+    """WireGuard's."""
+
     def can(self, source: Endpoint, /) -> bool:
         """Whether it can for this source."""
 
@@ -224,6 +227,8 @@ class WgProxy:
     def set_wireguard_port(self, port: int) -> None:
         """WireGuard listens on `port` now: datagrams come from there and go there."""
         self._wireguard = mmsg.source_word(port)
+        if self._hand_over is not None:
+            self._hand_over.port = port
         self._batch.aim(mmsg.NAME.pack(socket.AF_INET, socket.htons(port), IPv4Address("127.0.0.1").packed))
         self._slots.forget()
 

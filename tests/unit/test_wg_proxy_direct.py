@@ -18,6 +18,7 @@ class HandOver:
     """Takes note, and refuses when told to."""
 
     def __init__(self) -> None:
+        self.port = 0
         self.able = True
         self.takes = True
         self.got: list[tuple[bytes, Endpoint]] = []
@@ -88,3 +89,8 @@ def test_peers_that_are_told_again_stay_direct(bench: Rig, hand_over: HandOver) 
     bench.proxy.set_peers(dict(zip(KEYS[:2], ADDRESSES, strict=False)))
     bench.deliver((KEYS[0], b"one"))
     assert hand_over.got == [(b"one", DIRECT)]
+
+
+def test_wireguards_port_is_followed(bench: Rig, hand_over: HandOver) -> None:
+    bench.proxy.set_wireguard_port(40_001)
+    assert hand_over.port == 40_001
