@@ -132,3 +132,28 @@ def test_with_one_end_that_does_not_look_the_other_leaves_its_endpoint_alone() -
         time.sleep(5.0)
         assert pings.stop().lost() == []
         assert (mesh.path("a"), mesh.path("b")) == ("relay", "relay")
+
+
+def test_a_peer_without_relayd_keeps_its_endpoint_also_through_a_cut() -> None:
+    with PathMesh((), (), ipv6=Ipv6.NONE) as mesh:
+        for here, there in (("a", "b"), ("b", "a")):
+            endpoint = Endpoint(mesh.internet.address(there), PORTS[there])
+            key = str(mesh.tunnels[there].public_key)
+            mesh.tunnels[here].wg("set", mesh.tunnels[here].name, "peer", key, "endpoint", str(endpoint))
+        before = {name: mesh.endpoint(name) for name in ("a", "b")}
+        mesh.start_agents("a")
+        wait_until(lambda: mesh.path("a") == "direct", "a's agent has looked")
+        pings = Pings(mesh)
+        time.sleep(3.0)
+        mesh.internet.cut("a", "b")
+        time.sleep(5.0)  # a peer with an agent would be on the relay by now
+        assert {name: mesh.endpoint(name) for name in ("a", "b")} == before
+        mesh.internet.mend("a", "b")
+        mended_at = time.time()
+        time.sleep(3.0)
+        assert {name: mesh.endpoint(name) for name in ("a", "b")} == before
+        result = pings.stop()
+        assert not [at for at in result.lost_at() if at > mended_at]
+        status = mesh.status("a")
+        assert status is not None
+        assert status["paths"]["state"] == "left alone"
