@@ -1,7 +1,9 @@
-"""The systemd tier: inside a virtual machine of which systemd is process 1.
+"""The systemd tier: where systemd is process 1.
 
-    python -m tests.kernel.vm --systemd -- python -m pytest tests/systemd
+    sh tests/systemd/boot.sh 400 python -m pytest tests/systemd                  in namespaces, at full speed
+    python -m tests.kernel.vm --systemd -- python -m pytest tests/systemd        in the kernel tier's machine
 
+`make test` does the first. Under emulation 200 agents take minutes to prove their keys alone.
 Elsewhere its tests are not collected: they install units by their real names.
 """
 
@@ -24,7 +26,7 @@ def pytest_report_header() -> str:
     """Said wherever this directory is asked for."""
     if inside:
         return f"systemd tier: {os.uname().release}"
-    return "systemd tier: not here, run python -m tests.kernel.vm --systemd -- python -m pytest tests/systemd"
+    return "systemd tier: not here, run sh tests/systemd/boot.sh 400 python -m pytest tests/systemd"
 
 
 @pytest.fixture(scope="session")

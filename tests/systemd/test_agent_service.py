@@ -22,12 +22,16 @@ AGENT = "relayd-agent@wg0.service"
 EVERY_S = 0.1
 
 WIRES = f"""
+mkdir -p /run/wireguard
 ip netns add b
 ip link add wire-b type veth peer name wire-a netns b
+ip link set wire-b addrgenmode none; ip -n b link set wire-a addrgenmode none
 ip address add 192.0.2.1/24 dev wire-b; ip link set wire-b up
 ip -n b address add 192.0.2.2/24 dev wire-a; ip -n b link set wire-a up; ip -n b link set lo up
-ip link add wg0 type wireguard; ip address add 10.8.0.1/24 dev wg0; ip link set wg0 up
-ip -n b link add wgb type wireguard; ip -n b address add 10.8.0.2/24 dev wgb; ip -n b link set wgb up
+ip link add wg0 type wireguard 2>/dev/null || wireguard-go wg0
+ip address add 10.8.0.1/24 dev wg0; ip link set wg0 up
+ip -n b link add wgb type wireguard 2>/dev/null || ip netns exec b wireguard-go wgb
+ip -n b address add 10.8.0.2/24 dev wgb; ip -n b link set wgb up
 wg set wg0 private-key key-a listen-port 51820 peer {KEY_B.public()} allowed-ips 10.8.0.2/32
 ip netns exec b wg set wgb private-key key-b listen-port 51820 peer {KEY_A.public()} allowed-ips 10.8.0.1/32
 iptables -A INPUT -i wire-b -p udp --dport 51820 -j DROP
