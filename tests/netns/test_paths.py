@@ -41,6 +41,8 @@ def in_theory(a: str, b: str) -> str:
         return "relay"
     if pair == {"symmetric", "sequential"}:
         return "relay"  # one prediction is of no use to a port that is drawn
+    if pair == {"sequential"}:
+        return "either"  # both predictions have to hold at once, to the port
     return "direct"
 
 
@@ -81,8 +83,9 @@ def test_a_pairing_takes_the_path_that_theory_allows(
             table[a, b] = f"direct {max(0.0, direct_at - up_at):.1f} s"
         else:
             time.sleep(max(0.0, up_at + RELAYED_FOR_S - time.time()))
-            assert [mesh.path(name) for name in ("a", "b")] == ["relay", "relay"]
-            table[a, b] = "relay"
+            paths = {mesh.path(name) for name in ("a", "b")}
+            assert paths == {"relay"} or (expected == "either" and paths == {"direct"})
+            table[a, b] = paths.pop()
         assert first_at - up_at < FIRST_PING_S
         result = pings.stop()
         assert result.lost() == []
