@@ -165,8 +165,9 @@ class DataPlane:
         connection.slot = 0
 
     def _user_timeout_ms(self, *, proved: bool) -> int:
-        """Who has proved its key answers Pings, which find out sooner than this whether it is there."""
-        return round(self._bounds.stalled_s * 1000) if proved else BARE_TIMEOUT_MS
+        """Who has proved its key answers Pings, which find out sooner than this whether it is there; and that
+        it doesn't read we see ourselves, and say so. The kernel's time is for when we don't come to it."""
+        return round(self._bounds.stalled_s * 2000) if proved else BARE_TIMEOUT_MS
 
     def flush_now(self) -> None:
         """`flush` from outside a batch of the poller, whose clock stands still there."""

@@ -146,7 +146,9 @@ async def test_the_unproved_are_not_pinged_and_may_be_silent_for_longer(tmp_path
 # Slow readers ---------------------------------------------------------------------------------------------
 
 
-async def test_reader_that_has_stopped_is_closed_though_it_speaks(tmp_path: Path) -> None:
+async def test_reader_that_has_stopped_is_closed_though_it_speaks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with (
         relay(tmp_path, stalled_s=1.0) as running,
         running.proved(ALICE) as a,
@@ -168,6 +170,7 @@ async def test_reader_that_has_stopped_is_closed_though_it_speaks(tmp_path: Path
 
         with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
             await speak()
+        assert "has read nothing for 1 s" in capfd.readouterr().out
         nursery.cancel_scope.cancel()
 
 
