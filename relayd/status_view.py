@@ -54,29 +54,8 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
         )
     )
     console.print(_line(("key   ", "bold"), text(status.get("public_key"))))
-    relay = status.get("relay") or {}
-    state = text(relay.get("state"))
-    parts = [
-        f"{state} for {duration(relay['connected_s'])}" if relay.get("connected_s") is not None else state
-    ]
-    if relay.get("round_trip_ms") is not None:
-        parts.append(f"round trip {milliseconds(relay['round_trip_ms'])}")
-    if relay.get("trust"):
-        parts.append(f"key {text(relay['trust'])}")
-    if relay.get("dials") is not None:
-        parts.append(f"{count(relay['dials'])} dial{'' if relay['dials'] == 1 else 's'}")
-    if relay.get("reason"):
-        parts.append(f"last fault: {text(relay['reason'])}")
-    console.print(
-        _line(
-            ("relay ", "bold"),
-            f"{text(relay.get('address'))}, ",
-            (parts[0], _STYLE_OF_STATE.get(state, "red")),
-            "".join(f", {part}" for part in parts[1:]),
-        )
-    )
-    if relay.get("health"):
-        console.print(_line(("      ", ""), (f"the relay says: {text(relay['health'])}", "yellow")))
+    for relay in status.get("relays") or [status.get("relay") or {}]:
+        _print_link(console, relay, several=len(status.get("relays") or ()) > 1)
     _print_health(console, status, status.get("peers") or ())
     _print_reached(console, status)
     _print_queue(console, {}, status, "the relay")
@@ -96,6 +75,9 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
     for peer in peers[:rows]:
         path = text(peer.get("path"))
         endpoint, why = text(peer.get("endpoint")), text(peer.get("reason"))
+        if peer.get("relay_gone"):
+            gone = peer["relay_gone"]
+            why += f"; relay: it {text(gone.get('reason'))} ({ago(gone.get('age_s'))} ago)"
         table.add_row(
             text(peer.get("key"))[:8],
             Text(path, _STYLE_OF_PATH.get(path, "")),
@@ -131,6 +113,34 @@ def _need(peer: Status) -> tuple[int, int]:
     """Which peers to show first: those without a way, then those on the relay, then the busiest."""
     order = {"none": 0, "relay": 1}.get(str(peer.get("path")), 2)
     return order, -int(peer.get("rx_bytes") or 0) - int(peer.get("tx_bytes") or 0)
+
+
+def _print_link(console: Console, relay: Status, *, several: bool) -> None:
+    """One relay of an agent's; of `several`, which of them is its home."""
+    state = text(relay.get("state"))
+    parts = [
+        f"{state} for {duration(relay['connected_s'])}" if relay.get("connected_s") is not None else state
+    ]
+    if relay.get("round_trip_ms") is not None:
+        parts.append(f"round trip {milliseconds(relay['round_trip_ms'])}")
+    if relay.get("trust"):
+        parts.append(f"key {text(relay['trust'])}")
+    if relay.get("dials") is not None:
+        parts.append(f"{count(relay['dials'])} dial{'' if relay['dials'] == 1 else 's'}")
+    if relay.get("draining"):
+        parts.append("draining")
+    if relay.get("reason"):
+        parts.append(f"last fault: {text(relay['reason'])}")
+    console.print(
+        _line(
+            ("home  " if several and relay.get("home") else "relay ", "bold"),
+            f"{text(relay.get('address'))}, ",
+            (parts[0], _STYLE_OF_STATE.get(state, "dim" if state == "idle" else "red")),
+            "".join(f", {part}" for part in parts[1:]),
+        )
+    )
+    if relay.get("health"):
+        console.print(_line(("      ", ""), (f"the relay says: {text(relay['health'])}", "yellow")))
 
 
 # --- relay ---

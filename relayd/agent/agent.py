@@ -16,7 +16,7 @@ import heapq
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,9 @@ from relayd.agent.reconcile import Path as PathKind
 from relayd.agent.reconcile import PeerPath
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.reinjector import Reinjector
+from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import LinkSettings, RelayLink
+from relayd.agent.relay_pool import RelayPool
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
 from relayd.coordination.model import Mesh
@@ -57,7 +59,7 @@ from relayd.join import JoinString
 from relayd.kernel import hints, state_dir
 from relayd.kernel.state_dir import RELAYS
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
-from relayd.keys import PublicKey
+from relayd.keys import PrivateKey, PublicKey
 from relayd.manager.handover import ended_in_order
 from relayd.manager.manager import Manager
 from relayd.manager.status_line import status_services
@@ -207,24 +209,43 @@ class Agent:
         stack.callback(self.poller.close)
         addresses = LoopbackAddresses(Path(config.state_dir) / FILE_NAME)
         # Link and proxy know each other by one function each; the link sends nothing before it runs.
-        self.link = RelayLink(
-            self.poller,
-            mesh.relays[0] if mesh.relays else NO_RELAY,
+        known = KnownRelays(Path(config.state_dir) / RELAYS)
+        link_settings = LinkSettings(
+            dial_timeout_s=config.dial_timeout_s,
+            keepalive_s=config.keepalive_s,
+            probe_s=config.echo_s,
+            queue_bytes=config.queue_bytes,
+            queue_age_s=config.queue_age_ms / 1e3,
+            insecure=config.insecure_relay,
+        )
+
+        def make_link(
+            relay: JoinString,
+            key: PrivateKey,
+            home_key: PublicKey | None,
+            on_runs: OnRuns,
+            on_gone: Callable[[PeerGone], None],
+        ) -> RelayLink:
+            return RelayLink(
+                self.poller,
+                relay,
+                key,
+                on_runs,
+                link_settings,
+                home_key=home_key,
+                known=known,
+                handover=handover,
+                on_message=self._on_message,
+                on_gone=on_gone,
+                agents=lambda: len(self.reconciler.interface.peers) + 1,
+            )
+
+        self.relays = RelayPool(
+            mesh.relays or (NO_RELAY,),
             interface.private_key,
-            self._deliver,
-            LinkSettings(
-                dial_timeout_s=config.dial_timeout_s,
-                keepalive_s=config.keepalive_s,
-                probe_s=config.echo_s,
-                queue_bytes=config.queue_bytes,
-                queue_age_s=config.queue_age_ms / 1e3,
-                insecure=config.insecure_relay,
-            ),
-            known=KnownRelays(Path(config.state_dir) / RELAYS),
-            handover=handover,
-            on_message=self._on_message,
+            make_link,
+            on_runs=self._deliver,
             on_gone=self._on_gone,
-            agents=lambda: len(self.reconciler.interface.peers) + 1,
         )
         reinjector = Reinjector(interface.listen_port) if config.direct_paths else None
         self.proxy = WgProxy(
@@ -236,8 +257,8 @@ class Agent:
             ),
             wireguard_port=interface.listen_port,
             peers={},
-            send_frames=self.link.send,
-            congested=self.link.congested,
+            send_frames=self.relays.send,
+            congested=self.relays.congested,
             hand_over=reinjector,
         )
         stack.callback(self.proxy.close)
@@ -252,7 +273,7 @@ class Agent:
                 self.poller,
                 reinjector,
                 stack,
-                link=self.link,
+                link=self.relays,
                 proxy=self.proxy,
                 nudge=self._nudge,
                 known=lambda key: filter(None, (configured.get(key), direct.endpoints.get(key))),
@@ -262,7 +283,7 @@ class Agent:
             wireguard,
             reopen=lambda: open_wireguard(interface.name),
             proxy=self.proxy,
-            link=self.link,
+            link=self.relays,
             address_of=addresses.address_of,
             direct=direct,
             configured=configured,
@@ -277,7 +298,7 @@ class Agent:
 
     def hand_over(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """At the end: after one in order (cancelled, that is) the next process goes on from here."""
-        if ended_in_order(error) and (handed_over := self.link.save()):
+        if ended_in_order(error) and (handed_over := self.relays.save()):
             log.get().info("agent.handed_over", connections=handed_over)
 
     def services(self) -> list[Service]:
@@ -293,7 +314,7 @@ class Agent:
             ),
             Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
-            *([Service(name="relay link", run=self.link.run)] if self.follower.mesh.relays else []),
+            *([Service(name="relays", run=self.relays.run)] if self.follower.mesh.relays else []),
             *(self.direct_paths.services() if self.direct_paths is not None else ()),
             Service(name="reconciler", run=self.reconciler.run),
             Service(name="host keeper", run=self.keeper.run),
@@ -317,17 +338,18 @@ class Agent:
             "public_key": str(interface.public_key),
             "listen_port": interface.listen_port,
             "proxy_port": self.proxy.port,
-            "relay": self.link.status(),
+            "relay": self.relays.home.status() | {"home": True},
+            "relays": self.relays.status(),
             "paths": dict(Counter(str(peer["path"]) for peer in self.peers())),
             "discovery": self.direct_paths.discovery.status() if self.direct_paths is not None else None,
             "direct_paths": self.direct_paths.summary() if self.direct_paths is not None else None,
             "drops": merge_drops(
-                self.link.drops(),
+                self.relays.drops(),
                 self.proxy.drops(),
                 self.direct_paths.drops() if self.direct_paths is not None else {},
             ),
-            "queued_bytes": self.link.queued_bytes,
-            "queue_delay": self.link.delays.status(),
+            "queued_bytes": self.relays.queued_bytes,
+            "queue_delay": self.relays.delays.status(),
             "proxy": {"renewals": self.proxy.renewals, "last_error": self.proxy.last_error},
             "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
@@ -336,7 +358,7 @@ class Agent:
         """For `systemctl status`."""
         paths = Counter(one.path for one in self.reconciler.paths.values())
         peers = ", ".join(f"{count} {kind.value}" for kind, count in paths.most_common()) or "no peers"
-        return f"relay {self.link.phase.value}; peers: {peers}"
+        return f"relay {self.relays.home.phase.value}; peers: {peers}"
 
     def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
         """The peers one by one; with `limit` so many of them, those on the relay and the busiest first."""
@@ -350,7 +372,7 @@ class Agent:
             peer_status(
                 path,
                 relayed.get(key),
-                relay_connected=self.link.connected,
+                relay_connected=self.relays.connected,
                 now=now,
                 finder=finders.get(key),
             )

@@ -40,7 +40,7 @@ from relayd.backoff import CAP_S, FIRST_S, Backoff
 from relayd.coordination.model import RelayAddress
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
-from relayd.keys import PrivateKey
+from relayd.keys import PrivateKey, PublicKey
 from relayd.manager.manager import Manager
 from relayd.netio.delays import Delays
 from relayd.netio.outbox import MAX_AGE_S, MAX_BYTES, Outbox
@@ -129,6 +129,7 @@ class RelayLink:
         on_runs: OnRuns,
         settings: LinkSettings,
         *,
+        home_key: PublicKey | None = None,
         known: KnownRelays | None = None,
         handover: AgentHandover | None = None,
         on_message: OnMessage = _nobody_listens,
@@ -138,12 +139,14 @@ class RelayLink:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """`on_runs` gets the runs of Data frames of other keys, `on_message` the sealed messages among them,
-        `on_gone` what the relay says of a peer that it can't reach. `agents` estimates how many agents the
-        relay has. `uniform` draws the jitter of the waits. With `handover` connections outlive the process.
+        `on_gone` what the relay says of a peer that it can't reach. `home_key` is the node for whose sake we
+        go to this relay; None: our own. `agents` estimates how many agents the relay has. `uniform` draws the
+        jitter of the waits. With `handover` connections outlive the process.
         """
         self._poller, self._relay, self._key = poller, relay, key
         self._on_runs, self._on_message, self._on_gone = on_runs, on_message, on_gone
         self._settings, self._agents, self._dial, self._uniform = settings, agents, dial, uniform
+        self._home_key = home_key
         self._known = known if known is not None else KnownRelays(None)
         self._handover = handover if handover is not None else AgentHandover(Manager.none())
         self._backoff = Backoff(uniform)
@@ -164,6 +167,10 @@ class RelayLink:
         self._log = log.get(relay=relay.address)
         self._said = log.Throttle(self._log, every_s=LINES_EVERY_S, by=("text",), clock=trio.current_time)
         self.phase = Phase.WAITING
+        self.failing = False
+        """Whether the last try to connect came to nothing."""
+        self.instance = b""
+        """Which process the relay was, when it last proved itself; empty: it didn't say."""
         self.dials = 0
         self.reason = ""
         """Why there is no connection, or what the relay complained of; empty when all is well."""
@@ -314,6 +321,7 @@ class RelayLink:
         if leg is None:
             leg = await self._connect()
         last = leg
+        self.failing = leg is None
         while leg is not None:
             last, leg = leg, await self._stay(leg)
         if self._rekeyed.is_set():
@@ -428,6 +436,7 @@ class RelayLink:
             agent_nonce=os.urandom(AGENT_NONCE_BYTES),
             nonce=os.urandom(BOX_NONCE_BYTES),
             now=now,
+            home_key=self._home_key,
             token=relay.token.encode(),
             pin=relay.key,
             remembered=self._known.key_of(relay.address),
@@ -511,7 +520,9 @@ class RelayLink:
 
     def _on_connected(self, leg: RelayLeg, event: Connected) -> None:
         proved, round_trip_s = event.proved, leg.session.round_trip_s
+        self.failing = False
         if proved is not None:
+            self.instance = proved.welcome.relay
             self._note_key(proved.trust, proved.relay_key.short(), proved.previous)
             if proved.trust in (Trust.FIRST, Trust.CHANGED):
                 assert self._nursery is not None

@@ -280,8 +280,10 @@ AGENT = (
     Metric(
         "relayd_link_connected",
         "gauge",
-        "1 while the relay answers, else 0.",
-        lambda status, _: {status["relay"]["address"]: status["relay"]["state"] == "connected"},
+        "1 while the relay answers, else 0; of several, those that are needed now.",
+        lambda status, _: {
+            one["address"]: one["state"] == "connected" for one in status["relays"] if one["state"] != "idle"
+        },
         label="relay",
     ),
     Metric(

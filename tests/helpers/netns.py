@@ -82,12 +82,12 @@ class Pings:
     """A ping that runs beside the test."""
 
     def __init__(self, lab: Lab, node: Node, to: IPv4Address, *, seconds: float = 120.0) -> None:
-        self._lab, self._started_at = lab, time.time()
+        self._lab, self.started_at = lab, time.time()
         self.process = node.start(*ping_argv(to, seconds=seconds))
 
     def timeline(self) -> Timeline:
         """What it has told so far."""
-        timeline = Timeline(self._started_at)
+        timeline = Timeline(self.started_at)
         for line in self.process.output().splitlines():
             if (heard := parse_ping_line(line)) is not None:
                 timeline.add(heard)

@@ -104,9 +104,26 @@ def agent_peer(number: int, path: str = "direct", **facts: object) -> dict[str, 
     } | facts
 
 
+AGENTS_RELAY: dict[str, Any] = {
+    "address": "relay.example.net:3478",
+    "endpoint": "198.51.100.1:3478",
+    "state": "connected",
+    "key": key(77),
+    "trust": "pinned",
+    "observed": "192.0.2.1:40000",
+    "health": "",
+    "draining": False,
+    "round_trip_ms": 1.234,
+    "connected_s": 3600.0,
+    "dials": 2,
+    "reason": "",
+    "received": {"echo": 12, "keepalive": 3},
+}
+
+
 def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: object) -> dict[str, Any]:
     """An agent with a peer on each of these paths."""
-    return {
+    status: dict[str, Any] = {
         "role": "agent",
         "version": "0.1.0",
         "uptime_s": 7512.3,
@@ -143,21 +160,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
         "public_key": key(99),
         "listen_port": 51820,
         "proxy_port": 22347,
-        "relay": {
-            "address": "relay.example.net:3478",
-            "endpoint": "198.51.100.1:3478",
-            "state": "connected",
-            "key": key(77),
-            "trust": "pinned",
-            "observed": "192.0.2.1:40000",
-            "health": "",
-            "draining": False,
-            "round_trip_ms": 1.234,
-            "connected_s": 3600.0,
-            "dials": 2,
-            "reason": "",
-            "received": {"echo": 12, "keepalive": 3},
-        },
+        "relay": AGENTS_RELAY | {"home": True},
         "paths": {path: paths.count(path) for path in sorted(set(paths))},
         "drops": {"unknown_key": 3, "queue_full": 12345},
         "queued_bytes": 0,
@@ -166,6 +169,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
         "loop_lag_ms_max": 3.25,
         "peers": [agent_peer(number, path) for number, path in enumerate(paths)],
     } | facts
+    return {"relays": [status["relay"]]} | status
 
 
 class Watched:

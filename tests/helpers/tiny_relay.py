@@ -162,6 +162,10 @@ class TinyRelay:
             self._sessions.append(session)
             return session
 
+    def has_waiting(self) -> bool:
+        """Whether a connection waits to be accepted; it goes on waiting."""
+        return bool(select.select([self._listener.fileno()], [], [], 0)[0])
+
     def waiting(self) -> int:
         """How many connections wait to be accepted (they are accepted, and closed)."""
         self._listener.setblocking(False)

@@ -289,3 +289,22 @@ def test_of_many_peers_a_terminal_gets_those_first_that_need_somebody() -> None:
     assert rows == ["none", "relay", "relay", *["direct"] * 11]
     assert "and 9 more (--json lists all)" in text
     assert len(text.splitlines()) <= 40
+
+
+def test_several_relays_are_a_line_each_and_the_home_is_named() -> None:
+    relays = [
+        AGENT["relay"] | {"home": True, "key": "K" * 43 + "=", "trust": "pinned", "health": "two agents"},
+        {"address": "192.0.2.9:3478", "state": "idle", "home": False},
+    ]
+    text = shown((AGENT | {"relays": relays}, {}))
+    assert "home  relay.example.net:3478, connected for 1 h" in text
+    assert ", key pinned" in text
+    assert "the relay says: two agents" in text
+    assert "relay 192.0.2.9:3478, idle" in text
+
+
+def test_what_the_relay_said_of_a_peer_is_shown() -> None:
+    gone = {"reason": "isn't connected to the relay", "age_s": 75.0, "count": 3}
+    peers = [AGENT["peers"][0] | {"relay_gone": gone}]
+    text = shown((AGENT | {"peers": peers}, {}))
+    assert "relay: it isn't connected to the relay (1 min 15 s ago)" in " ".join(text.split())
