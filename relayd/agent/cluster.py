@@ -83,8 +83,8 @@ class Cluster:
         meaning = self.source.meaning
         if meaning is None or self.source.removed:
             return None
-        relay_connected = agent.link.connected
-        round_trip_ms = agent.link.status()["round_trip_ms"]
+        relay_connected = agent.relays.connected
+        round_trip_ms = agent.relays.home.status()["round_trip_ms"]
         return Facts(
             peers=[
                 PeerFacts(

@@ -8,6 +8,7 @@ failed or was silent for STAGGER_S ("happy eyeballs", RFC 8305); the first that 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from contextlib import ExitStack
@@ -25,6 +26,10 @@ from relayd.netio.tls_socket import TlsSocket
 STAGGER_S = 0.25
 """Head start of an address over the next one: the connection attempt delay of RFC 8305, section 5."""
 
+RESOLVE_S = 3.0
+"""For a name to be looked up where an address is known that was right: a resolver that is dead takes 5 to
+30 s to say so (resolv.conf(5))."""
+
 MAX_ADDRESSES = 16
 """Of one name. More would not have their turn within a dial's deadline."""
 
@@ -35,19 +40,40 @@ Target: TypeAlias = tuple[int, Any]
 """An address family and an address as connect() takes it."""
 
 
-async def dial(relay: RelayAddress, *, timeout_s: float) -> socket.socket:
+async def dial(
+    relay: RelayAddress, *, timeout_s: float, spare: Endpoint | None = None, spare_first: bool = False
+) -> socket.socket:
     """A connected, marked, non-blocking socket, within `timeout_s` seconds, name look-up included.
 
-    Raises OSError saying what each address answered, and HostError when the socket can't be marked.
+    `spare` is where the relay was last: tried behind what the name leads to, or (`spare_first`) before it,
+    and alone when nobody says within RESOLVE_S where that is. Raises OSError saying what each address
+    answered, and HostError when the socket can't be marked.
     """
     try:
         with trio.fail_after(timeout_s):
-            found = await trio.socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
-            return await connect_first(interleave([(int(entry[0]), entry[4]) for entry in found]))
+            return await connect_first(await _targets(relay, spare, spare_first=spare_first))
     except trio.TooSlowError as error:
         raise TimeoutError(f"no answer within {timeout_s:g} s") from error
     except UnicodeError as error:  # from the IDNA codec: an empty label, or one of more than 63 bytes
         raise OSError(f"{relay.host!r} is not a host name: {error}") from error
+
+
+async def _targets(relay: RelayAddress, spare: Endpoint | None, *, spare_first: bool) -> list[Target]:
+    """Where to connect to. Raises OSError when that isn't known."""
+    found: list[Target] = []
+    with trio.move_on_after(RESOLVE_S if spare is not None else math.inf):
+        try:
+            entries = await trio.socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
+            found = interleave([(int(entry[0]), entry[4]) for entry in entries])
+        except (OSError, UnicodeError):
+            if spare is None:
+                raise
+    if spare is not None:
+        family = socket.AF_INET if spare.address.version == 4 else socket.AF_INET6
+        known: Target = (int(family), (str(spare.address), spare.port))
+        found = [one for one in found if one[1][:2] != known[1]]
+        found.insert(0 if spare_first else len(found), known)
+    return found
 
 
 def interleave(targets: list[Target]) -> list[Target]:

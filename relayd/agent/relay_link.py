@@ -153,6 +153,9 @@ class RelayLink:
         self._buffer = bytearray(BUFFER_BYTES)
         self.delays = Delays()
         """How long frames waited for a relay that takes less than it is sent."""
+        self._proved_at: Endpoint | None = None
+        """Where the relay was when it last proved itself: for when a name server is away, or lies."""
+        self._misled = False
         self._waiting = self._outbox()
         """Frames for which there is no connection."""
         self._sender: RelayLeg | None = None
@@ -362,6 +365,8 @@ class RelayLink:
             self._trying = None
         if leg in self._legs:
             return leg
+        # Where the name leads now there is no relay of ours: next time we go where it was first.
+        self._misled = leg.endpoint != self._proved_at and not self._misled
         reason = _why(leg)
         if reason not in (self.reason, STOPPED):
             self._log.warning("link.register_failed", reason=reason)
@@ -372,7 +377,13 @@ class RelayLink:
     async def _reach(self) -> socket.socket | TlsSocket:
         """A connection that is good for a Register. Raises OSError and HostError."""
         relay, timeout_s = self._relay, self._settings.dial_timeout_s
-        sock = await self._dial(RelayAddress(relay.host, relay.port), timeout_s=timeout_s)
+        address = RelayAddress(relay.host, relay.port)
+        if self._proved_at is None:
+            sock = await self._dial(address, timeout_s=timeout_s)
+        else:
+            sock = await self._dial(
+                address, timeout_s=timeout_s, spare=self._proved_at, spare_first=self._misled
+            )
         if not relay.tls:
             return sock
         from relayd.agent.relay_tls import secure  # 4 MiB and 60 ms, for those who use it
@@ -538,6 +549,8 @@ class RelayLink:
         if leg in self._legs:
             return
         self._legs.append(leg)
+        if proved is not None:
+            self._proved_at, self._misled = leg.endpoint, False
         self.phase, self.reason = Phase.CONNECTED, ""
         if self._sender is None or self._sender.has_ended:
             self._sender = leg

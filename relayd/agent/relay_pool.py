@@ -19,11 +19,12 @@ import trio
 from relayd.agent.relay_choice import Condition, LinkSeen, PeerRoute, homes, order
 from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import RelayLink
+from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 from relayd.netio.delays import Delays
 from relayd.observe import log
-from relayd.wire.frames import HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
+from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
 from relayd.wire.identity_frames import Gone, PeerGone
 
 LOOK_S = 0.5
@@ -97,6 +98,11 @@ class RelayPool:
         return any(link.connected for link in self._links())
 
     @property
+    def relay_endpoint(self) -> Endpoint | None:
+        """Where the connection to the home relay goes to; None: there is none."""
+        return self.home.relay_endpoint
+
+    @property
     def delays(self) -> Delays:
         """How long frames waited for the home relay."""
         return self.home.delays
@@ -121,7 +127,10 @@ class RelayPool:
             self._only.send(runs, total)
             return
         for run in runs:
-            self._send_run(run)
+            if run[LENGTH_BYTES] == DATA:
+                self._send_run(run)
+            else:  # for the relay itself: ours
+                self.home.send((run,), len(run))
 
     def register_as(self, key: PrivateKey) -> None:
         """The interface has another key now."""

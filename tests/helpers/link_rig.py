@@ -75,7 +75,7 @@ class LinkRig:
     def send(self, *frames: bytes) -> None:
         self.link.send(frames, sum(map(len, frames)))
 
-    async def _dial(self, relay: RelayAddress, *, timeout_s: float) -> socket.socket:
+    async def _dial(self, relay: RelayAddress, *, timeout_s: float, **_more: object) -> socket.socket:
         if self.dials_refused < self._refuse or self.link.dials >= self._refuse_from:
             self.dials_refused += 1
             await trio.lowlevel.checkpoint()

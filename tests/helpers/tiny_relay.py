@@ -18,6 +18,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from relayd.coordination.model import RelayAddress
+from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 from relayd.wire.boxes import NONCE_BYTES
@@ -189,7 +190,9 @@ class TinyRelay:
             session.sock.close()
 
 
-async def dial_unmarked(relay: RelayAddress, *, timeout_s: float) -> socket.socket:
+async def dial_unmarked(
+    relay: RelayAddress, *, timeout_s: float, spare: Endpoint | None = None, spare_first: bool = False
+) -> socket.socket:
     """`relay_dial.dial` without the mark, which takes a capability, and to an address only."""
     sock = socket.socket()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -12,8 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from relayd import marks
-from relayd.agent.relay_dial import MAX_ADDRESSES, STAGGER_S, connect_first, dial, interleave
+from relayd.agent.relay_dial import MAX_ADDRESSES, RESOLVE_S, STAGGER_S, connect_first, dial, interleave
 from relayd.coordination.model import RelayAddress
+from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from tests.helpers.tiny_relay import TinyRelay, settle
 
@@ -177,3 +178,50 @@ def test_families_take_turns_and_the_first_choice_stays_first() -> None:
     assert interleave([a, b, c, d, a]) == [a, c, b, d]
     assert interleave([]) == []
     assert len(interleave([(V4, ("127.0.0.1", port)) for port in range(100)])) == MAX_ADDRESSES
+
+
+class DeadResolver(Resolver):
+    """A name server that is away."""
+
+    async def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+async def test_a_dead_resolver_does_not_keep_us_from_where_the_relay_was(mock_clock: MockClock) -> None:
+    """G15: the last good address is used, at once when the resolver says that it fails."""
+    trio.socket.set_custom_hostname_resolver(DeadResolver(None))
+    with TinyRelay() as relay:
+        spare = Endpoint.parse(str(relay.address))
+        with await dial(RelayAddress("relay.example", 3478), timeout_s=10.0, spare=spare) as sock:
+            assert sock.getpeername()[1] == relay.address.port
+        with pytest.raises(OSError, match="Temporary failure"):
+            await dial(RelayAddress("relay.example", 3478), timeout_s=10.0)
+
+
+async def test_a_silent_resolver_is_not_waited_for_where_an_address_is_known(mock_clock: MockClock) -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(None))
+    dialled: list[socket.socket] = []
+    with TinyRelay() as relay:
+        spare = Endpoint.parse(str(relay.address))
+
+        async def dial_it() -> None:
+            dialled.append(await dial(RelayAddress("relay.example", 3478), timeout_s=10.0, spare=spare))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial_it)
+            await settle()
+            mock_clock.jump(RESOLVE_S)
+        with dialled[0] as sock:
+            assert sock.getpeername()[1] == relay.address.port
+
+
+async def test_a_lying_resolver_is_passed_over_when_asked_to(mock_clock: MockClock) -> None:
+    with TinyRelay() as relay, TinyRelay() as liar:
+        trio.socket.set_custom_hostname_resolver(Resolver([liar.address.port]))
+        spare = Endpoint.parse(str(relay.address))
+        for spare_first, expected in ((False, liar), (True, relay)):
+            with await dial(
+                RelayAddress("relay.example", 1), timeout_s=10.0, spare=spare, spare_first=spare_first
+            ) as sock:
+                assert sock.getpeername()[1] == expected.address.port

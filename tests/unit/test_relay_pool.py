@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from ipaddress import IPv4Address
 
 import pytest
 import trio
@@ -19,7 +20,7 @@ from relayd.coordination.model import RelayAddress
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 from relayd.netio.poller import Poller
-from relayd.wire.frames import DATA, KEYED_BYTES, encode_data
+from relayd.wire.frames import DATA, KEYED_BYTES, NAT_PROBE, NatProbe, encode_data
 from relayd.wire.identity_frames import PING, PeerGone, Welcome, encode_pong
 from relayd.wire.runs import Run
 from tests.helpers.identities import GATE, RELAY, TOKEN
@@ -86,7 +87,7 @@ class Rig:
             uniform=lambda low, high: high,
         )
 
-    async def _dial(self, relay: RelayAddress, *, timeout_s: float) -> socket.socket:
+    async def _dial(self, relay: RelayAddress, *, timeout_s: float, **_more: object) -> socket.socket:
         if relay.port in self.dead:
             await trio.lowlevel.checkpoint()
             raise ConnectionRefusedError("nobody there")
@@ -215,6 +216,15 @@ async def test_a_dead_home_moves_us_to_the_next_and_its_return_moves_us_back(moc
             await rig.pass_time(mock_clock, 8.0, spare, home)
             assert rig.states() == ["connected", "connected"]
         await rig.pass_time(mock_clock, 3.0, spare, home)
+        assert rig.states() == ["connected", "idle"]
+
+
+async def test_what_is_for_the_relay_itself_goes_to_our_home(mock_clock: MockClock) -> None:
+    async with running(2) as rig:
+        home = await rig.welcomed(0)
+        assert str(rig.pool.relay_endpoint) == rig.addresses[0]
+        rig.send(NatProbe(IPv4Address("192.0.2.1"), 51820).encode())
+        assert (NAT_PROBE, bytes([192, 0, 2, 1, 0xCA, 0x6C])) == await home.next_frame()
         assert rig.states() == ["connected", "idle"]
 
 
