@@ -42,12 +42,12 @@ def relay_key(state_dir: Path) -> PrivateKey:
     return private_key(state_dir / RELAY_KEY)
 
 
-def private_key(path: Path) -> PrivateKey:
-    """The WireGuard key in the file at `path`, in `wg genkey`'s form; made when there is none.
+def private_key(path: Path, *, make: Callable[[], str] | None = None) -> PrivateKey:
+    """The WireGuard key in the file at `path`, in `wg genkey`'s form; made when there is none (by `new_key`).
 
     Raises ConfigError and HostError as `read_or_make` does.
     """
-    return read_or_make(path, make=_new_key, parse=_parse_key)
+    return read_or_make(path, make=make or new_key, parse=_parse_key)
 
 
 def new_token() -> str:
@@ -111,7 +111,7 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _new_key() -> str:
+def new_key() -> str:
     """As `wg genkey` makes one: clamped (RFC 7748, section 5)."""
     raw = bytearray(secrets.token_bytes(KEY_BYTES))
     raw[0] &= 248

@@ -14,7 +14,7 @@ import trio
 from relayd import marks
 from relayd.config import AgentConfig, InterfaceConfig
 from relayd.config.types import KEY_FILE
-from relayd.coordination.kubernetes.client import Access, ApiClient, servers_of
+from relayd.coordination.kubernetes.client import ApiClient, access_of
 from relayd.coordination.kubernetes.memory import ClusterMemory
 from relayd.coordination.kubernetes.mesh import Self
 from relayd.coordination.kubernetes.publisher import Publisher
@@ -35,13 +35,7 @@ class Cluster:
         """The node's key is made if need be. Raises ConfigError and HostError."""
         assert config.node_name is not None  # the configuration was checked
         self._config, self._state_dir = config, Path(config.state_dir)
-        self.client = ApiClient(
-            Access(
-                servers=servers_of(environ, config.api_server or ""),
-                token_file=Path(config.api_token_file),
-                ca_file=Path(config.api_ca_file),
-            )
-        )
+        self.client = ApiClient(access_of(config, environ))
         self._file = self._state_dir / CLUSTER
         self.source = KubernetesSource(
             self.client,

@@ -83,6 +83,7 @@ def examine_relay(
         return Examined(RELAY, None, (error,))
     reading.check_tables(RELAY, AGENT, "that is for relayd agent; a relay has {has}")
     found = reading.find_all(RELAY.settings)
+    reading.errors += _admission_mistakes({name: one.value for name, one in found.items()}, reading)
     config = None
     if not reading.errors:
         config = RelayConfig(**{name: one.value for name, one in found.items()})
@@ -169,6 +170,18 @@ def examine_agent(
             **settings,
         )
     return Examined(AGENT, config, tuple(reading.in_order()), found, document)
+
+
+def _admission_mistakes(settings: Mapping[str, object], reading: Reading) -> Iterator[ConfigError]:
+    """Ways to let agents in that don't go together, and what one of them lacks."""
+    if not settings.get("admit"):
+        return
+    for other in ("allow_list", "open"):
+        if settings.get(other):
+            hint = f"leave out one of --admit and --{other.replace('_', '-')}"
+            yield Place("--admit").error("who is let in is said twice", hint)
+    if "api_server" not in settings and not reading.environ.get("KUBERNETES_SERVICE_HOST"):
+        yield Place("--admit").error("nothing says where the API server is", "--api-server URL")
 
 
 def _cluster_mistakes(

@@ -36,7 +36,7 @@ class Reading:
 
     def __init__(self, document: Document, flags: Mapping[str, object], environ: Mapping[str, str]) -> None:
         self.document, self.errors = document, list[ConfigError]()
-        self._flags, self._environ = flags, environ
+        self._flags, self.environ = flags, environ
 
     @classmethod
     def open(
@@ -120,7 +120,7 @@ class Reading:
             in_file = Found(_plain(value, self.document.directory), self.document.place(setting.path))
         flag = self._flags.get(setting.flag_word)
         names = (setting.variable, *setting.variables)
-        named, variable = next(((one, text) for one in names if (text := self._environ.get(one))), ("", ""))
+        named, variable = next(((one, text) for one in names if (text := self.environ.get(one))), ("", ""))
         if flag is not None and flag != [] and flag != ():
             place, raw = Place(setting.flag), _from_flag(flag)
         elif variable:

@@ -231,6 +231,16 @@ RELAY = Role(
         ),
         _tls("tls_only", kinds.SWITCH, "refuse agents that don't speak TLS"),
         _who(
+            "admit",
+            kinds.choice("kubernetes"),
+            "let in the keys of a cluster's WireKubePeers",
+            default="none",
+            common=True,
+        ),
+        _who("api_server", kinds.SERVER, _API_HELP, variables=_API_VARIABLES, default=_API_DEFAULT),
+        _who("api_token_file", kinds.FILE, _API_TOKEN_HELP),
+        _who("api_ca_file", kinds.FILE, _API_CA_HELP),
+        _who(
             "host",
             kinds.HOST,
             "the host that the join string names",

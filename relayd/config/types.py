@@ -66,6 +66,14 @@ class RelayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Tokens that let an agent in, one a line. None: `relay.token` in the state directory, unless there is
     another lock."""
 
+    admit: str | None = None
+    """"kubernetes": the keys of a cluster's WireKubePeers, in place of an allow-list."""
+
+    api_server: str | None = None
+    """URL; None: the pod's environment says it. This and the next two are for `admit`."""
+
+    api_token_file: str = f"{SERVICE_ACCOUNT}/token"
+    api_ca_file: str = f"{SERVICE_ACCOUNT}/ca.crt"
     allow_list: str | None = None
     """File of public keys that are let in, one a line; None: there is no list."""
 

@@ -21,6 +21,8 @@ def not_ready(summary: Mapping[str, Any], peers: Iterable[Mapping[str, Any]]) ->
     reasons = []
     if summary.get("draining"):
         reasons.append("draining: agents are asked to go to another relay")
+    if summary.get("admission_awaited"):
+        reasons.append(f"who is let in isn't known yet: {summary['admission_awaited']}")
     if summary.get("interface_problem"):
         reasons.append(f"interface {summary['interface']}: {summary['interface_problem']}")
     lost = [str(peer["key"])[:8] for peer in peers if peer.get("path") == "none"]

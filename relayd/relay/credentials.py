@@ -15,6 +15,7 @@ from relayd.config import RelayConfig
 from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError, HostError
 from relayd.join import JoinString
+from relayd.keys import PublicKey
 from relayd.relay.admission import Gate, parse_allow_list, parse_tokens
 from relayd.relay.tls import Tls, load_tls
 from relayd.secret_file import (
@@ -40,18 +41,20 @@ class AdmissionFiles:
     """Whether the token file is made when it isn't there."""
     allowed: Path | None
     open: bool
+    cluster: bool = False
+    """Whether the list of keys is a cluster's, and none of a file's. Nobody is on it at first."""
 
     @classmethod
     def of(cls, config: RelayConfig) -> AdmissionFiles:
         """A token of the relay's own making is the lock where the configuration names no other."""
         if config.token_file:
             tokens, ours = Path(config.token_file), False
-        elif config.allow_list or config.open:
+        elif config.allow_list or config.open or config.admit:
             tokens, ours = None, False
         else:
             tokens, ours = Path(config.state_dir) / RELAY_TOKEN, True
         allowed = Path(config.allow_list) if config.allow_list else None
-        return cls(tokens, ours, allowed, config.open)
+        return cls(tokens, ours, allowed, config.open, cluster=config.admit is not None)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -75,7 +78,7 @@ class AdmissionFiles:
                 tokens = read_or_make(self.tokens, make=new_token, parse=parse)
             else:
                 tokens = read_secret(self.tokens, parse=parse)
-        allowed = None
+        allowed = frozenset[PublicKey]() if self.cluster else None
         if self.allowed is not None:
             allowed = parse_allow_list(_read_list(self.allowed), source=str(self.allowed))
         return Gate(tokens=tokens, allowed=allowed, open=self.open)

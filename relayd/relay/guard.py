@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
@@ -26,14 +26,20 @@ class Guard:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
+        self._only: frozenset[PublicKey] | None = None
         self.on_change: list[Callable[[], None]] = []
         """Called after each change: whoever holds connections looks which have to go."""
 
     def replace(self, gate: Gate) -> None:
         """`gate` decides from now on."""
-        self.gate = gate
+        self.gate = gate if self._only is None else replace(gate, allowed=self._only)
         for tell in self.on_change:
             tell()
+
+    def restrict(self, keys: frozenset[PublicKey]) -> None:
+        """Only these, whatever list of keys the gate has, now and later."""
+        self._only = keys
+        self.replace(self.gate)
 
     def admit(self, key: PublicKey, token: bytes) -> str:
         """As Gate.admit, with the gate in force."""

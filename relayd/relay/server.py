@@ -31,6 +31,8 @@ from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.observe.telling import Telling
 from relayd.relay.claims import Claims
+from relayd.relay.cluster_admission import ClusterAdmission
+from relayd.relay.cluster_key import share_key
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
 from relayd.relay.counters import counts
@@ -95,6 +97,7 @@ class Relay:
         )
         self.stun = StunServer(self.poller, udp)
         self.guard = Guard(credentials.gate)
+        self.admission = ClusterAdmission(config, self.guard) if config.admit else None
         self.guard.on_change.append(self._turn_out)
         self._greeter = Greeter(
             identity=credentials.identity,
@@ -184,6 +187,8 @@ class Relay:
             "not_resumed": dict(self.plane.handover.closed),
             "admitted": dict(self.doorway.admitted),
             "refused": dict(self.doorway.refused),
+            "admission_problem": self.admission.problem if self.admission is not None else "",
+            "admission_awaited": self.admission.awaited if self.admission is not None else "",
             "pauses": self.plane.throttle.pauses,
             "frames_in": total["frames_in"],
             "frames_out": total["frames_out"],
@@ -272,6 +277,8 @@ async def serve(
     wrong in a file of keys or tokens, HostError when one can't be read or made, when an address can't be
     listened on, or another relay answers on the control socket.
     """
+    if config.admit:
+        await share_key(config)
     credentials = load_credentials(config)
     manager = manager if manager is not None else Manager.none()
     signals = signals if signals is not None else Signals()
@@ -314,6 +321,7 @@ async def serve(
                 *watchdog_services(manager, relay.poller, stack),
                 *status_services(manager, relay.status_line),
                 Service(name="http", run=partial(serve_http, http, relay, telling, config.http_names)),
+                *([relay.admission.service] if relay.admission is not None else []),
                 *(
                     Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
                     for one in listeners

@@ -4,7 +4,7 @@ a ----- relay      a can't reach b and c, but by the relay
 b ----- relay
 c ----- relay      b and c have a wire of their own
 b ------------ c
-a, b, c ---- api
+a, b, c, relay ---- api
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from relayd.demo.process import Process
 from relayd.demo.tunnel import start_wireguard_go
 from relayd.endpoints import Endpoint
 from tests.helpers.netns import START_S, status_of, wait_until, write
-from tests.kube.control_plane import ADDRESS, URL, ControlPlane
+from tests.kube.control_plane import ADDRESS, NAMESPACE, URL, ControlPlane
 
 RELAY_ADDRESS = IPv4Address("198.51.100.1")
 RELAY = Endpoint(RELAY_ADDRESS, 3478)
@@ -39,6 +39,8 @@ class Nodes:
         self.lab, self.cluster = lab, cluster
         self.relay = lab.node("relay")
         self.relay.ip(f"addr add {RELAY_ADDRESS}/32 dev lo")
+        lab.wire(cluster.node, self.relay, next(WIRES))
+        self.relay.ip(f"route add {ADDRESS} via {cluster.node.addresses['relay']}")
         self.named = {name: lab.node(name) for name in "abc"}
         self.agents: dict[str, Process] = {}
         self._wireguard: dict[str, Process] = {}
@@ -53,6 +55,18 @@ class Nodes:
         for name, other in (("b", "c"), ("c", "b")):
             internal = {"type": "InternalIP", "address": str(self.named[name].addresses[other])}
             self.patch("node", name, {"status": {"addresses": [internal]}}, "--subresource=status")
+
+    def start_relay(self) -> Process:
+        """As the Deployment does; in the state directory of the node."""
+        token = self.cluster.kubectl("create", "token", "wirekube-relay", "-n", NAMESPACE).strip()
+        write(self.relay, "/run/ca.crt", self.cluster.ca)
+        write(self.relay, "/run/token", token)
+        return self.relay.start(
+            *RELAYD, "serve", "--admit", "kubernetes", "--log", "json", "--state", "/run/relay",
+            "--http", "off", "--api-token-file", "/run/token", "--api-ca-file", "/run/ca.crt",
+            "--api-server", URL,
+            environment={"POD_NAMESPACE": NAMESPACE},
+        )  # fmt: skip
 
     def new_token(self, name: str, *, pod: str = "") -> None:
         """Project a token into the node, as kubelet does: another pod's, another token."""

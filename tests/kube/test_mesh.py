@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from itertools import permutations
 import pytest
 
 from relayd.demo.lab import RELAYD, Lab
-from tests.helpers.netns import Pings, drop_packets, wait_until
-from tests.kube.control_plane import ADDRESS, PORT, ControlPlane
+from tests.helpers.netns import Pings, drop_packets, relay_status, wait_until
+from tests.kube.control_plane import ADDRESS, NAMESPACE, PORT, ControlPlane
 from tests.kube.nodes import INTERFACE, MESH, STATE, Nodes
 from tests.kube.test_manifests import KEY, mesh, peer
 
@@ -31,7 +32,7 @@ def nodes(lab_of_module: Lab) -> Iterator[Nodes]:
     cluster = ControlPlane(lab_of_module)
     cluster.install()
     made = Nodes(lab_of_module, cluster)
-    relay = made.relay.relayd("serve", "--open", "--state", "/run/relay", "--http", "off")
+    relay = made.start_relay()
     for name in made.named:
         made.start(name)
     cluster.apply(mesh(**MESH))
@@ -268,3 +269,19 @@ def test_resources_are_small(nodes: Nodes) -> None:
         whole = nodes.peer(name)
         whole["metadata"].pop("managedFields")
         assert len(json.dumps(whole)) < 2500
+
+
+def test_the_relay_lets_in_the_keys_of_the_peers_and_turns_out_one_that_is_deleted(nodes: Nodes) -> None:
+    registered = {one["key"] for one in relay_status(nodes.relay)["peers"]}
+    assert registered == {nodes.key(name) for name in nodes.named}
+    secret = nodes.cluster.get("secret", "wirekube-relay-key", "-n", NAMESPACE)
+    shared = base64.b64decode(secret["data"]["relay.key"]).decode()
+    assert nodes.relay.path("/run/relay/relay.key").read_text().strip() == shared.strip()
+    key = nodes.key("c")
+    nodes.cluster.kubectl("delete", "wkpeer", "c", "--wait=false")
+    within(
+        GONE_S,
+        lambda: key not in {one["key"] for one in relay_status(nodes.relay)["peers"]},
+        "c is turned out",
+    )
+    within(20, lambda: relay_status(nodes.relay)["refused"].get("not admitted", 0) > 0, "and kept out")

@@ -49,7 +49,7 @@ def test_nobody_else_can_read_it_whatever_the_umask(tmp_path: Path, umask: int) 
 
 def test_a_made_key_is_clamped_as_wg_genkey_does() -> None:
     for _ in range(20):
-        raw = PrivateKey.from_base64(secret_file._new_key()).raw
+        raw = PrivateKey.from_base64(secret_file.new_key()).raw
         assert (raw[0] & 7, raw[31] >> 6) == (0, 1)
 
 

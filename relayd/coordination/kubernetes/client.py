@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 import httpcore
@@ -202,6 +202,26 @@ async def _lines(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
 def _stream(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
     """Its body as it comes: an async generator, whatever httpcore's types say."""
     return cast(AsyncGenerator[bytes, None], response.aiter_stream())
+
+
+class Settings(Protocol):
+    """The part of a relay's and an agent's configuration that says where the API server is."""
+
+    @property
+    def api_server(self) -> str | None: ...
+    @property
+    def api_token_file(self) -> str: ...
+    @property
+    def api_ca_file(self) -> str: ...
+
+
+def access_of(settings: Settings, environ: Mapping[str, str]) -> Access:
+    """As a process was told."""
+    return Access(
+        servers=servers_of(environ, settings.api_server or ""),
+        token_file=Path(settings.api_token_file),
+        ca_file=Path(settings.api_ca_file),
+    )
 
 
 def servers_of(environ: Mapping[str, str], *first: str) -> tuple[str, ...]:
