@@ -93,11 +93,17 @@ class Agent:
     """A proved connection, blocking."""
 
     def __init__(
-        self, relay: RelayProcess, key: PrivateKey, *, tls: bool = False, source: str = "127.0.0.1"
+        self,
+        relay: RelayProcess,
+        key: PrivateKey,
+        *,
+        tls: bool = False,
+        host: str = "127.0.0.1",
+        source: str = "127.0.0.1",
     ) -> None:
         self.key = key
         self._held = b""
-        plain = socket.create_connection(("127.0.0.1", relay.join.port), SOON_S, source_address=(source, 0))
+        plain = socket.create_connection((host, relay.join.port), SOON_S, source_address=(source, 0))
         self.sock: socket.socket = plain
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
