@@ -56,7 +56,7 @@ test:
 	python=$$venv/bin/python
 	$(CHECK)
 	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
-	$(LIMIT) 720 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
+	$(LIMIT) 1080 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
 	say "pytest: attacks on a relay"
 	$(LIMIT) 300 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/security tests/fuzz
 	say "pytest: the status page in a browser"
@@ -65,7 +65,7 @@ test:
 	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
 	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
-	$(LIMIT) 600 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
+	$(LIMIT) 900 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
 		"$$python" -m tests.kernel.side_by_side -p no:cacheprovider
 	say "pytest: systemd as process 1, of namespaces of its own"
 	$(AS_ROOT) sh tests/systemd/boot.sh 400 "$$python" -m pytest -p no:cacheprovider tests/systemd
