@@ -18,10 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from relayd.errors import ConfigError
+from relayd.relay.tls import CERTIFICATE, KEY
 from relayd.secret_file import read_or_make
-
-KEY = "relay-tls.key"
-CERTIFICATE = "relay-tls.pem"
 
 VALID_YEARS = 50
 """The pin says whose it is, and nothing else is looked at: it need not end before the relay does. And clocks

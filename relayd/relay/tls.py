@@ -14,12 +14,12 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from relayd.config import RelayConfig
 from relayd.errors import ConfigError, HostError
-from relayd.relay.self_signed import CERTIFICATE, KEY, make_self_signed
+
+KEY = "relay-tls.key"
+CERTIFICATE = "relay-tls.pem"
+"""In the state directory, when they are of the relay's own making."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,10 @@ class TlsFiles:
 
     def pin(self) -> bytes:
         """SHA-256 of the certificate's public key (RFC 7469, section 2.4). Raises as `load` does."""
+        # Imported where it is needed: a relay without TLS has no use for its 5 MB.
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate.read_bytes())
         except OSError as error:
@@ -116,5 +120,7 @@ def load_tls(config: RelayConfig) -> Tls | None:
     if files is None:
         return None
     if files.self_signed:
+        from relayd.relay.self_signed import make_self_signed
+
         make_self_signed(Path(config.state_dir), host=config.host)
     return Tls(files, files.load(), only=config.tls_only)
