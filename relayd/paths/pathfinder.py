@@ -16,6 +16,7 @@ from math import inf
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
 from relayd.paths.acquaintance import SHARES_PORT, Acquaintance, Local
+from relayd.paths.announcement import REPEATS, Announcement, Send
 from relayd.paths.candidates import from_wire
 from relayd.paths.checklist import ANSWER_S, Checklist, PairState
 from relayd.paths.counters import Counters, KernelView
@@ -40,9 +41,6 @@ sign of change. A cable that was pulled is back in seconds or in hours."""
 ROUND_GAP_S = 1.0
 """Between two rounds at least, whatever happens."""
 
-ANNOUNCE_S = (0.3, 1.0, 3.0)
-"""Between repetitions of PathChanged, until the peer says a word of its own."""
-
 ACTIVE_FOR_S = 3.0
 """A path is in use for so long after the kernel sent or received something: three reads."""
 
@@ -64,14 +62,6 @@ NOWHERE = Endpoint(IPv4Address(0), 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
-    """A message for the peer: to an endpoint of its own, or through the relay (None)."""
-
-    message: Message
-    to: Endpoint | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """Where WireGuard is to send the peer's packets."""
 
@@ -83,15 +73,6 @@ class Verdict:
     renew: bool = False
     """Whether to set the endpoint though it is set: a userspace WireGuard goes on sending from the own
     address that it sent from last, if that is gone too, until it is told anew."""
-
-
-@dataclass(slots=True)
-class _Announcement:
-    """Our last change of path, until the peer has heard of it."""
-
-    direct: bool
-    next_at: float
-    sent: int = 0
 
 
 class Pathfinder:
@@ -125,7 +106,7 @@ class Pathfinder:
         """Whether WireGuard was seen with the direct endpoint that was decided on: only then, when it has
         another one, did it roam."""
         self._word: PeerWord | None = None
-        self._announcement: _Announcement | None = None
+        self._announcement: Announcement | None = None
         self._want_round = True
         self._again_s = AGAIN_S
         self._hurried_until = -inf
@@ -185,7 +166,7 @@ class Pathfinder:
             self._renew = self.direct
             self.beat.hurry()
             if self.direct:  # our packets come from elsewhere now
-                self._announcement = _Announcement(direct=True, next_at=now)
+                self._announcement = Announcement(direct=True, next_at=now)
 
     def heard(self, message: Message, source: Endpoint | None, now: float) -> list[Send]:
         """The peer says `message`, from `source` or (None) through the relay. What is answered at once."""
@@ -239,7 +220,7 @@ class Pathfinder:
             answer = self.agent.answer_hint(self._local, now, new_life=new_life)
             return [Send(one) for one in answer]
         if new_life and self.direct:
-            self._announcement = _Announcement(direct=True, next_at=now)
+            self._announcement = Announcement(direct=True, next_at=now)
         return []
 
     def _heard_candidates(self, message: Candidates, *, fresh: bool, now: float) -> None:
@@ -337,14 +318,14 @@ class Pathfinder:
                 self._arrived = self._view is not None and self._view.endpoint == self.selector.endpoint
                 pair = self.checklist.pairs.get(self.selector.endpoint or NOWHERE)
                 self.beat.begin(pair.answered_at if pair is not None else -inf)
-                self._announcement = _Announcement(direct=True, next_at=now)
+                self._announcement = Announcement(direct=True, next_at=now)
             elif was_direct and not self.direct:
                 self.beat.end()
                 self._announcement = None
                 if self.selector.ours:
                     told = self._word is not None and not self._word.direct
-                    once = len(ANNOUNCE_S) if told else 0
-                    self._announcement = _Announcement(direct=False, next_at=now, sent=once)
+                    once = REPEATS if told else 0
+                    self._announcement = Announcement(direct=False, next_at=now, sent=once)
                     self._want_round = True
 
     def _evidence(self, now: float) -> Evidence:
@@ -450,27 +431,14 @@ class Pathfinder:
         return [Send(probe.ping, probe.to)]
 
     def _announce(self, now: float) -> list[Send]:
-        """Tell the peer of our last change, by all ways that there are, some times."""
-        current = self._announcement
+        current, endpoint = self._announcement, self.selector.endpoint
         if current is None or now < current.next_at:
             return []
-        wait_s = ANNOUNCE_S[current.sent] if current.sent < len(ANNOUNCE_S) else inf
-        current.next_at, current.sent = now + wait_s, current.sent + 1
-        session = self.agent.session
-        endpoint = self.selector.endpoint if current.direct else None
         pair = self.checklist.pairs.get(endpoint) if endpoint is not None else None
-        seen = pair.seen_as if pair is not None else None
-        ways = [None, endpoint] if endpoint is not None else [None]
-        out = []
-        for way in ways:
-            message = PathChanged(
-                generation=session.next_generation(),
-                session=session.own,
-                yours=session.yours,
-                path="direct" if current.direct else "relay",
-                endpoint="" if endpoint is None else str(endpoint.without_scope()),
-                mine="" if seen is None else str(seen.without_scope()),
-            )
-            if way is not None or self.agent.connected:
-                out.append(Send(message, way))
-        return out
+        return current.say(
+            self.agent.session,
+            endpoint=endpoint,
+            seen_as=pair.seen_as if pair is not None else None,
+            by_relay=self.agent.connected,
+            now=now,
+        )

@@ -19,7 +19,8 @@ from math import inf
 
 from relayd.paths.checklist import ANSWER_S
 from relayd.paths.selector import SILENT_S
-from tests.helpers.path_network import NATS, READ_EVERY_S, Network, Node, can_punch
+from tests.helpers.path_nats import NATS, can_punch
+from tests.helpers.path_network import READ_EVERY_S, Network, Node
 
 PROOF_S = SILENT_S + 2 * READ_EVERY_S
 LOOK_EVERY_S = 0.25

@@ -7,8 +7,9 @@ from math import inf
 
 import pytest
 
-from relayd.paths.pathfinder import Send
-from tests.helpers.path_network import NATS, WIREGUARD_PORT, Network, Node, can_punch
+from relayd.paths.announcement import Send
+from tests.helpers.path_nats import NATS, can_punch
+from tests.helpers.path_network import WIREGUARD_PORT, Network, Node
 from tests.helpers.path_scenarios import run
 
 RUNS = 120

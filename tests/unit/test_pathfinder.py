@@ -6,9 +6,10 @@ from ipaddress import ip_address
 
 from relayd.endpoints import Endpoint
 from relayd.paths.acquaintance import Local
+from relayd.paths.announcement import Send
 from relayd.paths.candidates import make, to_wire
 from relayd.paths.counters import Counters, KernelView
-from relayd.paths.pathfinder import Pathfinder, Send
+from relayd.paths.pathfinder import Pathfinder
 from relayd.wire.sealed_messages import CallMeMaybe, Candidates, PathChanged, Ping, Pong
 from tests.helpers.identities import ALICE, BOB, drawn
 from tests.helpers.path_network import Network
