@@ -66,7 +66,7 @@ test:
 	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
 	$(LIMIT) 900 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
-		"$$python" -m tests.kernel.side_by_side -p no:cacheprovider
+		"$$python" -m pytest -p no:cacheprovider tests/kernel
 	say "pytest: systemd as process 1, of namespaces of its own"
 	$(AS_ROOT) sh tests/systemd/boot.sh 400 "$$python" -m pytest -p no:cacheprovider tests/systemd
 	say "all tiers passed"

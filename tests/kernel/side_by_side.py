@@ -1,4 +1,6 @@
-"""Runs the kernel tier in the virtual machine, two halves at once: python -m tests.kernel.side_by_side
+"""Runs the kernel tier in the virtual machine, two halves at once, for a host whose cores are idle:
+
+    python -m tests.kernel.vm -- python -m tests.kernel.side_by_side
 
 Emulation gives each of the machine's processors a core of the host, and a test keeps one of them busy. So
 modules that make network namespaces of their own run beside those that use the machine's first one. The
