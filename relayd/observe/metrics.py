@@ -174,6 +174,12 @@ RELAY = (
         at("resumed"),
     ),
     Metric(
+        "relayd_admission_problem",
+        "gauge",
+        "1 while the cluster can't be asked who is let in, and the last answer counts, else 0.",
+        lambda status, _: bool(status["admission_problem"]),
+    ),
+    Metric(
         "relayd_not_resumed_connections_total",
         "counter",
         "Connections of the process before that had to be closed.",

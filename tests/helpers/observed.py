@@ -56,6 +56,8 @@ def relay_status(peers: int = 3, **facts: object) -> dict[str, Any]:
         "unregistered": 2,
         "accepted": peers + 7,
         "resumed": 0,
+        "admission_problem": "",
+        "admission_awaited": "",
         "not_resumed": {"cut": 1},
         "admitted": {"token": peers + 3},
         "refused": {"never registered": 3, "key in use": 1},

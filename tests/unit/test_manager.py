@@ -318,7 +318,9 @@ async def test_a_relay_serves_on_sockets_that_were_passed_and_says_when_it_does(
     manager = Manager(notifier_of(store), passed)
     with socket.create_connection(where):  # it waits in the backlog: no relay yet
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve, RelayConfig(control=str(tmp_path / "control")), manager)
+            await nursery.start(
+                serve, RelayConfig(control=str(tmp_path / "control"), state_dir=str(tmp_path)), manager
+            )
             stream = await trio.open_tcp_stream(*where)
             await stream.aclose()
             nursery.cancel_scope.cancel()
@@ -350,7 +352,7 @@ async def test_passed_descriptors_that_are_no_use_end_the_start(kind: str, what:
         fd = os.dup(made[0].fileno())
     manager = Manager(Notifier(None), [Passed("odd", fd)])
     with pytest.raises(HostError, match=what):
-        await serve(RelayConfig(control=str(tmp_path / "control")), manager)
+        await serve(RelayConfig(control=str(tmp_path / "control"), state_dir=str(tmp_path)), manager)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     for sock in made:

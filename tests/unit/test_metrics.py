@@ -145,7 +145,12 @@ def test_a_relay_has_no_series_that_its_agents_can_multiply() -> None:
 
 async def test_a_running_relay_serves_what_its_counters_say(tmp_path: Path) -> None:
     """Over HTTP, from a real relay: its status has all that the tables read."""
-    config = RelayConfig(listen=("127.0.0.1:0",), control=str(tmp_path / "relay.sock"), http="127.0.0.1:0")
+    config = RelayConfig(
+        listen=("127.0.0.1:0",),
+        control=str(tmp_path / "relay.sock"),
+        http="127.0.0.1:0",
+        state_dir=str(tmp_path),
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, config)
         status = await ask(config.control, "status")

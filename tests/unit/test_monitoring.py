@@ -21,7 +21,7 @@ PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "proces
     "process_max_fds",
     "process_start_time_seconds",
 }
-LABELS = {"job", "instance", "reason", "by", "le", "source", "peer"}
+LABELS = {"way", "outcome", "job", "instance", "reason", "by", "le", "source", "peer"}
 """What queries may group by: Prometheus' own, a histogram's, and those of the tables."""
 
 
@@ -93,6 +93,7 @@ def test_the_dashboard_shows_every_metric_that_counts() -> None:
         "relayd_peer_gone",
         "relayd_reading_pauses_total",
         "relayd_stun_datagrams_total",
+        "relayd_admission_problem",
         "relayd_not_resumed_connections_total",
         "relayd_resumed_connections_total",
         "relayd_accepted_connections_total",
