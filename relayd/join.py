@@ -104,6 +104,11 @@ class JoinString:
         """HOST:PORT, IPv6 in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def shown_pin(self) -> str:
+        """The pin as it is written after `pin=`; empty: none. It is no secret."""
+        return format_pin(self.pin) if self.pin is not None else ""
+
     def format(self) -> str:
         """The line, its secrets included. A shell wants it in quotes, for its `&`."""
         parameters: list[str] = []
@@ -112,13 +117,18 @@ class JoinString:
         if self.token:
             parameters.append(f"token={quote(self.token, safe='')}")
         if self.pin is not None:
-            parameters.append(f"pin={_encode(self.pin)}")
+            parameters.append(f"pin={format_pin(self.pin)}")
         query = f"?{'&'.join(parameters)}" if parameters else ""
         return f"{TLS if self.tls else PLAIN}://{self.address}{query}"
 
     def __str__(self) -> str:
         """For logs: without the token."""
         return f"{TLS if self.tls else PLAIN}://{self.address}"
+
+
+def format_pin(pin: bytes) -> str:
+    """As it stands in a join string."""
+    return _encode(pin)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_der_x509_certificate
 
-from relayd.join import JoinString
+from relayd.join import JoinString, format_pin
 from relayd.netio.tls_socket import TlsSocket, client_handshake
 
 
@@ -28,8 +28,12 @@ async def secure(sock: socket.socket, relay: JoinString, *, timeout_s: float) ->
     try:
         with trio.fail_after(timeout_s):
             tls, certificate = await client_handshake(sock, context_for(relay), server_hostname=relay.host)
-        if relay.pin is not None and not hmac.compare_digest(pin_of(certificate), relay.pin):
-            raise OSError("TLS: the relay's certificate has another key than the join string pins")
+        shown = pin_of(certificate)
+        if relay.pin is not None and not hmac.compare_digest(shown, relay.pin):
+            raise OSError(
+                f"TLS: the relay's certificate has the key pin={format_pin(shown)}, "
+                f"and the join string says pin={relay.shown_pin}"
+            )
     except trio.TooSlowError as error:
         sock.close()
         raise TimeoutError(f"TLS: no answer within {timeout_s:g} s") from error

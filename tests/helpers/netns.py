@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from relayd.demo.lab import Lab, Node
+from relayd.demo.lab import RELAYD, Lab, Node
 from relayd.demo.process import Process
 from relayd.demo.stage import CONTROL_AGENT, CONTROL_RELAY, Theatre
 from relayd.demo.timeline import Timeline
@@ -55,6 +55,11 @@ def agent_status(node: Node) -> dict[str, Any]:
 def relay_status(node: Node) -> dict[str, Any]:
     """The relay's own words, once it answers."""
     return wait_until(lambda: status_of(node, CONTROL_RELAY), "a relay answers")
+
+
+def shown_status(node: Node) -> str:
+    """What `relayd status` prints there, on a wide terminal, in one line."""
+    return " ".join(node.run("env", "COLUMNS=1000", *RELAYD, "status").split())
 
 
 def is_registered(node: Node) -> bool:

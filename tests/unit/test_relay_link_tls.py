@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from relayd.agent.relay_link import LinkSettings
 from relayd.agent.relay_tls import pin_of
-from relayd.join import JoinString
+from relayd.join import JoinString, format_pin
 from relayd.wire.frames import BIMODAL_HINT, DATA, encode_data, encode_hint
 from relayd.wire.identity_frames import PING, Welcome
 from tests.helpers.identities import GATE, RELAY, TOKEN
@@ -87,7 +87,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(
 async def test_the_pinned_key_is_enough_and_another_one_is_not(mock_clock: MockClock) -> None:
     context = server_context("whoever.example.net")
     with TinyRelay(tls=context) as relay:
-        await refused(relay, join(relay, pin=bytes(32)), "another key than the join string pins")
+        await refused(
+            relay, join(relay, pin=bytes(32)), f"and the join string says pin={format_pin(bytes(32))}"
+        )
     with TinyRelay(tls=context) as relay:
         pinned = join(relay, pin=pin_of(certificate_of(context)))
         async with running(relay, SECURE, join=pinned) as rig:
