@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
+from collections.abc import Callable
 
 from relayd.observe import log
 
@@ -16,17 +18,24 @@ SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """What accept() says when there is a connection and no means to have it (accept(2))."""
 
 
+CALM_S = 30.0
+"""Without a shortage for so long, there is enough again: before, an accept() may go well by chance."""
+
+
 class Spare:
     """One descriptor that stands for nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` counts seconds."""
         self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._short = False
+        self._clock = clock
+        self._short_at: float | None = None
 
     def short(self, error: OSError) -> None:
         """accept() failed with one of SCARCE. Said once, until there is enough again."""
-        if not self._short:
-            self._short = True
+        first = self._short_at is None
+        self._short_at = self._clock()
+        if first:
             log.get().error(
                 "relay.descriptors_exhausted",
                 reason=error.strerror,
@@ -36,8 +45,8 @@ class Spare:
 
     def enough(self) -> None:
         """accept() went well."""
-        if self._short:
-            self._short = False
+        if self._short_at is not None and self._clock() - self._short_at >= CALM_S:
+            self._short_at = None
             log.get().info("relay.descriptors_suffice")
 
     def turn_away(self, listener: socket.socket) -> bool:
