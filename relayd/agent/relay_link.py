@@ -59,6 +59,8 @@ DISPLACED_S = 30.0
 """How long an agent stays away whose key another connection has taken over: the two would chase each other
 out of the relay otherwise (PROTOCOL.md, part 2)."""
 
+TAKEN_OVER = "another connection has taken our key over: is there a second agent with it?"
+
 DIALS_PER_S = 33.0
 """How many agents at a time come back to a relay that died. An agent knows only how many peers it has, and
 takes it that there are as many agents: of a thousand, each waits up to 30 s before it dials. While the relay
@@ -334,11 +336,8 @@ class RelayLink:
         wait_s = self._backoff.failed(last.session.useful_for_s() if last is not None else 0.0)
         if last is not None and last.complaint == REPLACED and last.connection.fault not in _ON_PURPOSE:
             wait_s += DISPLACED_S
-            self._log.error(
-                "link.displaced",
-                reason="another connection has taken our key over: is there a second agent with it?",
-                retry_in_s=round(wait_s, 3),
-            )
+            self.reason = f"{self.reason}: {TAKEN_OVER}"
+            self._log.error("link.displaced", reason=TAKEN_OVER, retry_in_s=round(wait_s, 3))
         with trio.move_on_after(wait_s):
             await self._rekeyed.wait()
 

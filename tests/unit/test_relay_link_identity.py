@@ -296,6 +296,7 @@ async def test_the_loser_of_two_agents_with_one_key_stays_away_for_30_s_and_says
             mock_clock.jump(30.0)
             await settle()
             assert (rig.link.dials, relay.waiting()) == (1, 0)
+            assert "second agent" in rig.link.reason
             mock_clock.jump(1.0)
             await relay.accept()
             assert rig.link.dials == 2
