@@ -170,9 +170,10 @@ class PathMesh:
         self.nodes[name].path("/run/agent.toml").write_text(f'[agent]\nlog = "json"\n{lines}\n')
 
     def status(self, name: str) -> Mapping[str, Any] | None:
-        """The agent's only peer, as `relayd status` has it; None: no agent answers."""
+        """The agent's only peer, as `relayd status` has it; None: no agent answers, or it hasn't looked
+        yet."""
         status = status_of(self.nodes[name], CONTROL)
-        return None if status is None else status["peers"][0]
+        return None if status is None or not status["peers"] else status["peers"][0]
 
     def wait_up(self, timeout_s: float = START_S) -> float:
         """Wait until both agents are connected to the relay. time.time() then."""
