@@ -14,8 +14,9 @@ from ipaddress import IPv4Address
 import trio
 
 from bench.frames import key_of
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.loopback import derive
-from relayd.agent.relay_link import LinkSettings, RelayLink
+from relayd.agent.relay_link import RelayLink
 from relayd.agent.wg_proxy import WgProxy
 from relayd.endpoints import split_host_port
 from relayd.errors import RelaydError

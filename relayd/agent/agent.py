@@ -40,6 +40,7 @@ from relayd.agent.direct_paths import DirectPaths
 from relayd.agent.handover import AgentHandover
 from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.known_relays import KnownRelays
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.mesh_follower import MeshFollower
 from relayd.agent.node_key import with_key
@@ -48,7 +49,7 @@ from relayd.agent.reconcile import PeerPath
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.reinjector import Reinjector
 from relayd.agent.relay_connection import OnRuns
-from relayd.agent.relay_link import LinkSettings, RelayLink
+from relayd.agent.relay_link import RelayLink
 from relayd.agent.relay_pool import RelayPool
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig

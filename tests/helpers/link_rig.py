@@ -11,7 +11,8 @@ from dataclasses import replace
 import trio
 
 from relayd.agent.known_relays import KnownRelays
-from relayd.agent.relay_link import LinkSettings, RelayLink
+from relayd.agent.link_settings import LinkSettings
+from relayd.agent.relay_link import RelayLink
 from relayd.coordination.model import RelayAddress
 from relayd.join import JoinString
 from relayd.keys import PublicKey

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from relayd.agent.relay_link import first_wait_s
+from relayd.agent.link_waits import first_wait_s
 from relayd.backoff import Backoff
 
 AGENTS = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from relayd.agent.relay_link import LinkSettings
+from relayd.agent.link_settings import LinkSettings
 from relayd.wire.frames import (
     BIMODAL_HINT,
     DATA,

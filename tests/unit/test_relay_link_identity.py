@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from relayd.agent.known_relays import KnownRelays
-from relayd.agent.relay_link import LinkSettings
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_session import MAX_ANSWERS_S
 from relayd.join import JoinString
 from relayd.wire.frames import (

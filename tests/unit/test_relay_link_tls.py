@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from relayd.agent.relay_link import LinkSettings
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_tls import pin_of
 from relayd.join import JoinString, format_pin
 from relayd.wire.frames import BIMODAL_HINT, DATA, encode_data, encode_hint

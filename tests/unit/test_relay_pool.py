@@ -12,9 +12,10 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_choice import order
 from relayd.agent.relay_connection import OnRuns
-from relayd.agent.relay_link import LinkSettings, RelayLink
+from relayd.agent.relay_link import RelayLink
 from relayd.agent.relay_pool import RelayPool
 from relayd.coordination.model import RelayAddress
 from relayd.join import JoinString
