@@ -28,7 +28,8 @@ from relayd.observe import log
 from relayd.paths.acquaintance import Local
 from relayd.paths.announcement import Send
 from relayd.paths.counters import KernelView
-from relayd.paths.pathfinder import Pathfinder, Verdict
+from relayd.paths.pathfinder import Pathfinder
+from relayd.paths.verdict import Verdict
 from relayd.wire.frames import encode_data
 from relayd.wire.sealed_inbox import SealedInbox
 from relayd.wire.sealed_messages import SESSION_BYTES

@@ -41,7 +41,7 @@ from relayd import marks
 from relayd.endpoints import Endpoint
 from relayd.kernel.device import Interface, Peer
 from relayd.keys import PublicKey
-from relayd.paths.pathfinder import Verdict
+from relayd.paths.verdict import Verdict
 
 TRY_S = 10.0
 """Two more initiations after the first: REKEY_TIMEOUT is 5 s (WireGuard paper, section 6)."""

@@ -20,7 +20,7 @@ from relayd.errors import HostError
 from relayd.kernel.wireguard import Interface, WireGuard
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe import log
-from relayd.paths.pathfinder import Verdict
+from relayd.paths.verdict import Verdict
 
 REPEAT_S = 60.0
 """Between two log lines about one peer's endpoint that can't be set for one and the same reason."""

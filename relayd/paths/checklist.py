@@ -293,3 +293,12 @@ class Checklist:
         """The own addresses changed: what was found out was found out from others."""
         for pair in self.pairs.values():
             pair.valid_at = -inf
+
+    def why_not(self) -> str:
+        """Why no pair is valid, in words."""
+        pairs = self.pairs.values()
+        if not pairs:
+            return "the peer has told no address"
+        if any(pair.state is PairState.TOO_SMALL for pair in pairs):
+            return "small Pings were answered and full-size ones weren't: the path's MTU is too small"
+        return f"none of the peer's {len(pairs)} addresses answered"

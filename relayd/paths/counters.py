@@ -8,6 +8,9 @@ from math import inf
 
 from relayd.endpoints import Endpoint
 
+ACTIVE_FOR_S = 3.0
+"""A path is in use for so long after the kernel sent or received something: three reads."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelView:
@@ -55,3 +58,7 @@ class Counters:
             self._direct_bytes = direct
         self._direct_bytes = max(self._direct_bytes, direct)
         self._quiet = quiet
+
+    def active(self, now: float) -> bool:
+        """Whether the path is in use, by what the kernel was seen to send and receive."""
+        return now - max(self.sent_at, self.heard_at) < ACTIVE_FOR_S

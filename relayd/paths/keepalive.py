@@ -19,6 +19,10 @@ FAST_FOR_S = 4.0
 DOUBT_S = 0.3
 """Without an answer, or twice the round trip."""
 
+DOUBT_FOR_S = 10.0
+"""What isn't decided after so long in doubt waits for the next read of the kernel: an agent that is gone for
+good must not keep us busy."""
+
 
 class Beat:
     """The Pings on the present direct pair. Times are monotonic seconds."""
@@ -70,3 +74,8 @@ class Beat:
         if not self.unanswered or now - self.unanswered_since > FAST_FOR_S:
             return usual
         return min(usual, max(self.sent_at + FAST_S, self.doubtful_at(round_trip_s)))
+
+    def doubtful(self, now: float, *, round_trip_s: float | None) -> bool:
+        """Whether an answer is owed, and hasn't been for too long."""
+        asked_s = now - self.unanswered_since
+        return now >= self.doubtful_at(round_trip_s) and asked_s < DOUBT_FOR_S

@@ -7,9 +7,8 @@ Pure: `agent.path_prober` has the sockets and the clock, tests have a simulated 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from math import inf
 
@@ -20,8 +19,12 @@ from relayd.paths.announcement import REPEATS, Announcement, Send
 from relayd.paths.candidates import from_wire
 from relayd.paths.checklist import ANSWER_S, Checklist, PairState
 from relayd.paths.counters import Counters, KernelView
+from relayd.paths.evidence import Evidence, PeerWord, ValidPair
+from relayd.paths.heard_pings import HeardPings
 from relayd.paths.keepalive import Beat
-from relayd.paths.selector import SWITCH_AT_SILENCE_S, Evidence, PeerWord, Selector, State, ValidPair
+from relayd.paths.rounds import ROUND_GAP_S, Rounds
+from relayd.paths.selector import Selector, State
+from relayd.paths.verdict import Verdict
 from relayd.wire.sealed_messages import (
     CallMeMaybe,
     Candidates,
@@ -34,45 +37,14 @@ from relayd.wire.sealed_messages import (
 )
 from relayd.wire.sealed_session import Freshness
 
-AGAIN_S, AGAIN_CAP_S = 5.0, 120.0
-"""Between two rounds of checks, for as long as the peer is relayed: doubled each time, and anew after any
-sign of change. A cable that was pulled is back in seconds or in hours."""
-
-ROUND_GAP_S = 1.0
-"""Between two rounds at least, whatever happens."""
-
-ACTIVE_FOR_S = 3.0
-"""A path is in use for so long after the kernel sent or received something: three reads."""
-
 HURRY_S = 5.0
 """After an address changed, at either end, a path that falls silent has likely gone with it."""
-
-DOUBT_FOR_S = 10.0
-"""What isn't decided after so long in doubt waits for the next read of the kernel: an agent that is gone for
-good must not keep us busy."""
 
 DECIDE_S = 0.25
 """Between two decisions while a clock runs against the present path."""
 
-MAX_HEARD = 256
-"""Pings remembered, so that a recorded one counts once."""
-
 NOWHERE = Endpoint(IPv4Address(0), 0)
 """What a Pong says when the Ping came through the relay."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Where WireGuard is to send the peer's packets."""
-
-    direct: bool
-    endpoint: Endpoint | None
-    """With `direct`. On the relay: a direct endpoint that WireGuard roamed to, and may keep for the
-    moment."""
-    reason: str
-    renew: bool = False
-    """Whether to set the endpoint though it is set: a userspace WireGuard goes on sending from the own
-    address that it sent from last, if that is gone too, until it is told anew."""
 
 
 class Pathfinder:
@@ -107,12 +79,11 @@ class Pathfinder:
         another one, did it roam."""
         self._word: PeerWord | None = None
         self._announcement: Announcement | None = None
-        self._want_round = True
-        self._again_s = AGAIN_S
+        self._rounds = Rounds()
         self._hurried_until = -inf
         self._renew = False
         self._decided_at = now
-        self._heard_pings: OrderedDict[bytes, None] = OrderedDict()
+        self._heard_pings = HeardPings()
 
     # What happens -------------------------------------------------------------------------------------------
 
@@ -136,9 +107,7 @@ class Pathfinder:
 
     def doubtful(self, now: float) -> bool:
         """Whether the present direct path owes an answer: what the kernel received is worth a look."""
-        beat = self.beat
-        asked_s = now - beat.unanswered_since
-        return self.direct and now >= beat.doubtful_at(self.round_trip_s) and asked_s < DOUBT_FOR_S
+        return self.direct and self.beat.doubtful(now, round_trip_s=self.round_trip_s)
 
     def was_set(self, endpoint: Endpoint | None) -> None:
         """WireGuard has been given this direct endpoint, or (None) the proxy's."""
@@ -151,7 +120,7 @@ class Pathfinder:
     def relay_is(self, connected: bool, now: float) -> None:
         """The link to the relay came or went."""
         if connected and not self.agent.connected:
-            self._want_round = True
+            self._rounds.wanted = True
         self.agent.relay_is(connected, now)
 
     def localize(self, local: Local, now: float, *, moved: bool = False) -> None:
@@ -159,7 +128,7 @@ class Pathfinder:
         self._local = local
         self.checklist.full_body_bytes = local.full_body_bytes
         if moved:
-            self._want_round = True
+            self._rounds.wanted = True
             self._hurried_until = now + HURRY_S
             self.checklist.invalidate()
             self.selector.damping.forgive()
@@ -179,12 +148,9 @@ class Pathfinder:
         return self._heard_map(message, source, now)
 
     def _heard_ping(self, ping: Ping, source: Endpoint | None, now: float) -> list[Send]:
-        if ping.txid in self._heard_pings:
+        if not self._heard_pings.is_new(ping.txid):
             self.replayed += 1
             return []
-        self._heard_pings[ping.txid] = None
-        if len(self._heard_pings) > MAX_HEARD:
-            self._heard_pings.popitem(last=False)
         if source is not None:
             pair = self.checklist.meet(source, now, method="its Ping")
             if self.able:
@@ -231,11 +197,11 @@ class Pathfinder:
         if fresh:
             self.agent.features = frozenset(message.features)
         if new:
-            self._want_round = True
+            self._rounds.wanted = True
             if before and self.direct and self.selector.endpoint not in {one.endpoint for one in found}:
                 self._hurried_until = now + HURRY_S
         if isinstance(message, CallMeMaybe) and self.able and now - self.checklist.round_at > ROUND_GAP_S:
-            self._want_round = False
+            self._rounds.wanted = False
             self._start_checks(now)
 
     def _heard_path(self, message: PathChanged, source: Endpoint | None, now: float) -> None:
@@ -326,7 +292,7 @@ class Pathfinder:
                     told = self._word is not None and not self._word.direct
                     once = REPEATS if told else 0
                     self._announcement = Announcement(direct=False, next_at=now, sent=once)
-                    self._want_round = True
+                    self._rounds.wanted = True
 
     def _evidence(self, now: float) -> Evidence:
         view, checklist, agent, beat = self._view, self.checklist, self.agent, self.beat
@@ -347,7 +313,7 @@ class Pathfinder:
                 ValidPair(one.remote, one.valid_at, one.priority, checklist.may_get_better(one))
                 for one in valid
             ),
-            why_not="" if valid else self.why_not(),
+            why_not="" if valid else checklist.why_not(),
             kernel=kernel,
             kernel_answered=pair is not None and now - pair.answered_at <= ANSWER_S,
             kernel_failed=pair is not None and pair.state is PairState.FAILED and pair.sent > 0,
@@ -361,15 +327,6 @@ class Pathfinder:
             word=self._word,
         )
 
-    def why_not(self) -> str:
-        """Why no pair is valid, in words."""
-        pairs = self.checklist.pairs.values()
-        if not pairs:
-            return "the peer has told no address"
-        if any(pair.state is PairState.TOO_SMALL for pair in pairs):
-            return "small Pings were answered and full-size ones weren't: the path's MTU is too small"
-        return f"none of the peer's {len(pairs)} addresses answered"
-
     # Rounds -------------------------------------------------------------------------------------------------
 
     @property
@@ -377,20 +334,16 @@ class Pathfinder:
         """When the next round of checks is due; inf: none is, as things are."""
         if not self.able:
             return inf
-        last, damped_until = self.checklist.round_at, self.selector.damping.until
-        at = last if self._want_round else inf
-        if not self.direct:
-            at = min(at, last + self._again_s)
-            if damped_until > last:
-                at = min(at, damped_until)
-        elif self.beat.unanswered_since > last:
-            at = min(at, self.beat.unanswered_since + SWITCH_AT_SILENCE_S)
-        return max(at, last + ROUND_GAP_S)
+        return self._rounds.due_at(
+            self.checklist.round_at,
+            direct=self.direct,
+            damped_until=self.selector.damping.until,
+            unanswered_since=self.beat.unanswered_since,
+        )
 
     def _begin_round(self, now: float) -> list[Send]:
         """By our own decision: the peer is called to do the same."""
-        self._again_s = AGAIN_S if self._want_round else min(AGAIN_CAP_S, self._again_s * 2)
-        self._want_round = False
+        self._rounds.begun()
         self._start_checks(now)
         if not self.agent.connected:
             return []
@@ -415,10 +368,8 @@ class Pathfinder:
         return self.agent.ping_at(direct=self.direct, doubtful_at=doubtful_at)
 
     def _beat_at(self, now: float) -> float:
-        active = now - max(self.counters.sent_at, self.counters.heard_at) < ACTIVE_FOR_S
-        return self.beat.next_at(
-            now, active=active, hold_s=self._local.hold_s, round_trip_s=self.round_trip_s
-        )
+        active, hold_s = self.counters.active(now), self._local.hold_s
+        return self.beat.next_at(now, active=active, hold_s=hold_s, round_trip_s=self.round_trip_s)
 
     def _beat_now(self, now: float) -> list[Send]:
         endpoint = self.selector.endpoint

@@ -10,6 +10,7 @@ import pytest
 
 from relayd.endpoints import Endpoint
 from relayd.paths.damping import CAP_S, FIRST_S, HELD_S, Damping
+from relayd.paths.evidence import Evidence, PeerWord, ValidPair
 from relayd.paths.selector import (
     ASKED_S,
     GRACE_S,
@@ -18,11 +19,8 @@ from relayd.paths.selector import (
     RULES,
     SETTLE_S,
     SILENT_S,
-    Evidence,
-    PeerWord,
     Selector,
     State,
-    ValidPair,
 )
 
 HERE, THERE = (Endpoint(ip_address(a), 51820) for a in ("203.0.113.1", "203.0.113.2"))

@@ -10,7 +10,7 @@ from relayd.agent.reconcile import RELAY_TRY_CAP_S, RELAY_TRY_S, TRY_S, Path, Pe
 from relayd.endpoints import Endpoint
 from relayd.kernel.wireguard import Interface, Peer
 from relayd.keys import PublicKey
-from relayd.paths.pathfinder import Verdict
+from relayd.paths.verdict import Verdict
 
 KEY = PublicKey(b"p" * 32)
 OWN = PublicKey(b"o" * 32)

@@ -1,0 +1,43 @@
+"""When a peer's pairs are all checked again: at once after any sign of change, else ever more rarely."""
+
+from __future__ import annotations
+
+from math import inf
+
+from relayd.paths.selector import SWITCH_AT_SILENCE_S
+
+AGAIN_S, AGAIN_CAP_S = 5.0, 120.0
+"""Between two rounds of checks, for as long as the peer is relayed: doubled each time, and anew after any
+sign of change. A cable that was pulled is back in seconds or in hours."""
+
+ROUND_GAP_S = 1.0
+"""Between two rounds at least, whatever happens."""
+
+
+class Rounds:
+    """One peer's rounds of checks. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.wanted = True
+        """Whether something has changed since the last one."""
+        self._again_s = AGAIN_S
+
+    def due_at(self, last: float, *, direct: bool, damped_until: float, unanswered_since: float) -> float:
+        """When the next is due, after the one at `last`; inf: none is, as things are.
+
+        `direct`: the peer is, and its first Ping without an answer went at `unanswered_since`. Until
+        `damped_until` it isn't promoted.
+        """
+        at = last if self.wanted else inf
+        if not direct:
+            at = min(at, last + self._again_s)
+            if damped_until > last:
+                at = min(at, damped_until)
+        elif unanswered_since > last:
+            at = min(at, unanswered_since + SWITCH_AT_SILENCE_S)
+        return max(at, last + ROUND_GAP_S)
+
+    def begun(self) -> None:
+        """One has begun, by our own decision."""
+        self._again_s = AGAIN_S if self.wanted else min(AGAIN_CAP_S, self._again_s * 2)
+        self.wanted = False
