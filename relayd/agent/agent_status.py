@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from relayd.agent.reconcile import Path, PeerPath
-from relayd.agent.wg_proxy import RelayedPeer
+from relayd.agent.relayed_peer import RelayedPeer
 from relayd.paths import report
 from relayd.paths.pathfinder import Pathfinder
 from relayd.wire.identity_frames import Gone

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from errno import EAGAIN, ECONNREFUSED, EINVAL, EIO, ENOBUFS, EOPNOTSUPP, EPERM
 from ipaddress import IPv4Address
 from select import EPOLLIN
-from typing import Protocol
 
+from relayd.agent.proxy_needs import HandOver, SendFrames, Watcher
+from relayd.agent.relayed_peer import RelayedPeer
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
 from relayd.netio import mmsg
@@ -62,80 +63,6 @@ _REASONS = {
     EPERM: "wireguard_send_refused",
 }
 
-SendFrames = Callable[[Sequence[memoryview], int], None]
-"""`send_frames(runs, total)`: each of `runs` is whole frames of one size, `total` bytes together. The
-buffers are valid during the call only. Never waits."""
-
-
-def _never() -> bool:
-    return False
-
-
-class Watcher(Protocol):
-    """What the proxy needs of a poller (`netio.poller.Poller`)."""
-
-    after_batch: list[Callable[[], None]]
-    """What is called after each batch of events, and at a pause of the traffic."""
-
-    @property
-    def now(self) -> float:
-        """Monotonic seconds, as of this batch of events."""
-
-    def add(self, fd: int, handler: Callable[[int], None], /) -> None:
-        """Call `handler` whenever `fd` is readable."""
-
-    def modify(self, fd: int, events: int, /) -> None:
-        """Wait for other events of `fd`: EPOLLIN, or 0 for none."""
-
-    def remove(self, fd: int, /) -> None:
-        """Forget `fd`, before it is closed."""
-
-
-class HandOver(Protocol):
-    """Gives WireGuard packets as from another source (`reinjector.Reinjector`)."""
-
-    port: int
-    """WireGuard's."""
-
-    def can(self, source: Endpoint, /) -> bool:
-        """Whether it can for this source."""
-
-    def hand_over(self, payload: memoryview, source: Endpoint, /) -> bool:
-        """One packet. Whether the kernel took it."""
-
-
-class RelayedPeer:
-    """A peer of the interface, as the proxy sees it: its key, its loopback address, and what went through.
-
-    tx is from WireGuard towards the relay, rx from the relay; frames, and bytes of their payloads. A frame
-    counts when it is taken, whatever happens to it later. gone is what a relay said of the peer last: a
-    reason (`identity_frames.Gone`), when, and how often it has said so.
-    """
-
-    __slots__ = (
-        "address",
-        "direct",
-        "direct_at",
-        "gone_at",
-        "gone_count",
-        "gone_reason",
-        "key",
-        "rx_bytes",
-        "rx_frames",
-        "source",
-        "tx_bytes",
-        "tx_frames",
-    )
-
-    def __init__(self, key: PublicKey, address: IPv4Address) -> None:
-        self.key, self.address = key, address
-        self.source = mmsg.pktinfo_cmsg(address)
-        self.tx_frames = self.tx_bytes = self.rx_frames = self.rx_bytes = 0
-        self.gone_count = self.gone_reason = 0
-        self.gone_at: float | None = None
-        self.direct: Endpoint | None = None
-        self.direct_at = 0.0
-
 
 class WgProxy:
     """One socket on `lo` for all peers. All calls belong to the poller's thread.
@@ -152,8 +79,7 @@ class WgProxy:
         wireguard_port_closed    ECONNREFUSED: nothing listens on WireGuard's port
         wireguard_send_refused   EPERM: a firewall or a BPF hook of the host
         late                     relayed packets of a peer that has just gone direct, held back where they
-        can't
-                                 be handed over as from its direct endpoint
+                                 can't be handed over as from its direct endpoint
         wireguard_send_failed    any other error of the kernel's; `last_error` has its text
         receive_failed           an error that waited on the socket, maybe the trace of a datagram
     """
@@ -166,7 +92,7 @@ class WgProxy:
         wireguard_port: int,
         peers: Mapping[PublicKey, IPv4Address],
         send_frames: SendFrames,
-        congested: Callable[[], bool] = _never,
+        congested: Callable[[], bool] = lambda: False,
         hand_over: HandOver | None = None,
         segmenting: bool = True,
     ) -> None:
