@@ -1,4 +1,4 @@
-"""A connection from accept() until it is admitted, and its last words when it ends.
+"""A connection from accept() until it is admitted, and when it ends.
 
     accept -> waiting room -> handshake (wire.relay_handshake decides) -> claims -> data plane
 
@@ -20,31 +20,17 @@ from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.relay.admission import Verdict
 from relayd.relay.arrival import Arrival, Newcomer
-from relayd.relay.claims import PROBE_S, Claims
+from relayd.relay.claims import Claims
 from relayd.relay.connection import Connection
+from relayd.relay.contest import contest
 from relayd.relay.descriptors import SCARCE, Spare
 from relayd.relay.door_limits import FULL, Counting, DoorLimits
+from relayd.relay.farewells import Farewells
 from relayd.relay.guard import Greeter
-from relayd.relay.tls_door import CLIENT_HELLO, CLOSE_S, TOO_MANY, TlsDoor
+from relayd.relay.tls_door import CLIENT_HELLO, TOO_MANY, TlsDoor
 from relayd.relay.waiting_room import WaitingRoom, place_of
-from relayd.wire.frames import encode_error
-from relayd.wire.identity import (
-    Admitted,
-    Refusal,
-    Refused,
-    Registered,
-    RelayOutcome,
-)
+from relayd.wire.identity import Admitted, Refusal, Refused, Registered, RelayOutcome
 from relayd.wire.relay_handshake import NotAdmittedError, State
-
-FAREWELL_S = 1.0
-"""How long a refused connection is drained after its Error frame: closing with bytes unread would send
-a reset, and a reset overtakes the Error."""
-
-DRAIN_BYTES = 64 << 10
-
-FAREWELLS = 256
-"""Most refused connections that are being drained at a time; the next are closed at once."""
 
 SHED_S = 0.05
 """Between two newcomers that are turned away for want of descriptors: one that is evicted for them has gone
@@ -88,7 +74,7 @@ class Doorway:
         self._open: set[trio.CancelScope] = set()
         """One for each listener in use."""
         self._all_shut = trio.Event()
-        self._farewells = 0
+        self._farewells = Farewells(nursery)
         self.accepted = 0
         self.admitted: Counter[str] = Counter()
         """Connections that got in, by what let them in (`Gate.admit`)."""
@@ -348,62 +334,13 @@ class Doorway:
                     self._claim(arrival, admission=admission, home="")
                     return
                 case Verdict.ASK:
-                    free, outcome = await self._contest(arrival)
+                    free, outcome = await contest(self._claims, arrival)
                     if free:
                         continue
                 case _:
                     outcome = await arrival.outcome()
             await self._let_in(arrival, outcome)
             return
-
-    async def _contest(self, arrival: Arrival) -> tuple[bool, RelayOutcome | None]:
-        """Its key is held by one that hasn't proved it either. -> (whether the key is free, or the outcome)
-
-        A Proof ends it at any time; it may be on its way while the holder answers.
-        """
-        claims, key = self._claims, arrival.handshake.key
-        assert key is not None
-        holder = claims.holder(key)
-        if holder is None:
-            return True, None
-        heard_before = holder.bytes_in
-        # What it sends unproved is dropped, once it is read; but it may be let in in a moment.
-        ended, outcome = await self._meanwhile(arrival, claims.ask(holder), PROBE_S, first=arrival.proof)
-        if ended:
-            return False, outcome
-        if claims.holder(key) is not holder:
-            return True, None
-        if holder.bytes_in == heard_before:
-            claims.give_way(holder, arrival.endpoint)
-            return True, None
-        arrival.excuse = f"key {key.short()} is registered by another connection, which is alive"
-        ended, outcome = await self._meanwhile(arrival, claims.departure(holder), math.inf)
-        return not ended, outcome
-
-    async def _meanwhile(
-        self,
-        arrival: Arrival,
-        event: trio.Event,
-        seconds: float,
-        *,
-        first: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
-    ) -> tuple[bool, RelayOutcome | None]:
-        """Read, after `first`, until `event` or for `seconds`. -> (whether the handshake ended, and how)"""
-        ended, outcome = False, None
-        async with trio.open_nursery() as nursery:
-
-            async def read() -> None:
-                nonlocal ended, outcome
-                await first()
-                outcome = await arrival.outcome()
-                ended = True
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(read)
-            with trio.move_on_after(seconds):
-                await event.wait()
-            nursery.cancel_scope.cancel()
-        return ended, outcome
 
     def close(self) -> None:
         """Give back what it keeps for bad times."""
@@ -439,7 +376,7 @@ class Doorway:
             **({"key": key.short()} if key is not None else {}),
         )
         arrival.ours = False
-        self._see_off(arrival.sock, reason, arrival.bridge)
+        self._farewells.see_off(arrival.sock, reason, arrival.bridge)
 
     # Last words -------------------------------------------------------------------------------------------
 
@@ -454,29 +391,4 @@ class Doorway:
             frames_in=connection.frames_in,
             frames_out=connection.frames_out,
         )
-        self._see_off(connection.sock, say, connection.bridge)
-
-    def _see_off(self, sock: socket.socket, text: str, bridge: trio.CancelScope | None) -> None:
-        if bridge is not None:
-            bridge.deadline = min(bridge.deadline, trio.current_time() + FAREWELL_S + CLOSE_S)
-        if text and self._farewells < FAREWELLS:
-            self._farewells += 1
-            self._nursery.start_soon(self._farewell, sock, text, name="farewell")
-        else:
-            sock.close()
-
-    async def _farewell(self, sock: socket.socket, text: str) -> None:
-        """Say why with an Error frame, let it arrive, close."""
-        try:
-            with trio.move_on_after(FAREWELL_S):
-                sock.send(encode_error(text))
-                sock.shutdown(socket.SHUT_WR)
-                while True:
-                    await trio.lowlevel.wait_readable(sock)
-                    if not sock.recv(DRAIN_BYTES):
-                        break
-        except OSError as error:
-            log.get().debug("relay.farewell_failed", reason=error.strerror)
-        finally:
-            self._farewells -= 1
-            sock.close()
+        self._farewells.see_off(connection.sock, say, connection.bridge)

@@ -13,7 +13,7 @@ import trio
 from relayd.config import RelayConfig
 from relayd.errors import HostError
 from relayd.keys import PublicKey
-from relayd.relay import doorway
+from relayd.relay import contest
 from relayd.relay.server import serve
 from relayd.wire import frames
 from relayd.wire.identity import REPLACED
@@ -147,7 +147,7 @@ async def test_newcomer_does_not_displace_a_holder_that_answers(tmp_path: Path) 
 
 
 async def test_silent_holder_gives_way_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doorway, "PROBE_S", 0.05)
+    monkeypatch.setattr(contest, "PROBE_S", 0.05)
     async with relay(tmp_path) as running, running.agent(A) as holder, running.connection() as newcomer:
         await newcomer.send(frames.encode_register(A))
         await newcomer.echo(A)
