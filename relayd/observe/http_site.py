@@ -29,7 +29,7 @@ from relayd.observe.observed import Observed
 from relayd.observe.telling import Telling
 
 if TYPE_CHECKING:
-    from relayd.observe.metrics import Exporter
+    from relayd.observe.exposition import Exporter
 
 MAX_PEERS_ASKED = 100_000
 PEERS_IN_LOOP = 20
@@ -116,7 +116,7 @@ class Site:
 
     async def _metrics(self) -> Answer:
         """prometheus_client is imported when it is needed first: most relays are never scraped."""
-        from relayd.observe.metrics import Exporter
+        from relayd.observe.exposition import Exporter
 
         peers: list[Mapping[str, object]] = []
         summary = self._observed.summary()

@@ -1,6 +1,6 @@
-"""/metrics: what the status says, in Prometheus' words.
+"""What /metrics has: what the status says, in Prometheus' words.
 
-    status (counters of the data plane, read when somebody asks) -> RELAY | AGENT, PEER -> exposition
+    status (counters of the data plane, read when somebody asks) -> RELAY | AGENT, PEER -> `exposition`
 
 A line in a table here is all that a metric takes, once the status has its figure; docs/metrics.md is held to
 these tables by a test. Nothing is counted for the sake of a metric, and nothing per frame.
@@ -11,22 +11,9 @@ dashboards and alerts go on working; that some gauges end in `_total` is part of
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 from relayd import marks
 from relayd.observe.health import not_ready
-from relayd.observe.prometheus import (
-    CollectorRegistry,
-    CounterMetricFamily,
-    Family,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    ProcessCollector,
-    generate_latest,
-)
+from relayd.observe.metric import Metric, PeerMetric, Peers, Status, Value, at, milliseconds, on
 
 MAX_PEERS = 1000
 """Peers with series of their own, the first in the order of the status: ten series each. The rest is counted
@@ -37,65 +24,6 @@ ICE_STATES = {"relay": 0, "gathering": 1, "checking": 2, "connected": 3, "failed
 
 GONE_FRESH_S = 60.0
 """The relay repeats it while frames for the peer come in; older than this it says nothing about now."""
-
-Status = Mapping[str, Any]
-Peers = Sequence[Status]
-Number = float | int | bool | None
-Value = Number | Mapping[str, Any]
-"""One figure, None when there is none now; or one for each value of the metric's only label."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric of a process."""
-
-    name: str
-    """As it is exposed: a counter's ends in `_total`."""
-    kind: str
-    """`counter`, `gauge` or `histogram`."""
-    help: str
-    value: Callable[[Status, Peers], Value]
-    label: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerMetric:
-    """One metric of each peer of an agent; labels `source` (this node) and `peer`, and perhaps one more."""
-
-    name: str
-    kind: str
-    help: str
-    value: Callable[[Status], Number]
-    label: str = ""
-    label_value: Callable[[Status], str] = str
-
-
-def at(*path: str) -> Callable[[Status, Peers], Any]:
-    """What the status has there. Raises KeyError when it has no such place."""
-
-    def read(status: Status, _peers: Peers) -> Any:
-        value: Any = status
-        for part in path:
-            value = value[part]
-        return value
-
-    return read
-
-
-def milliseconds(*path: str) -> Callable[[Status, Peers], Number]:
-    """The same in seconds."""
-    read = at(*path)
-
-    def value(status: Status, peers: Peers) -> Number:
-        found = read(status, peers)
-        return None if found is None else found / 1e3
-
-    return value
-
-
-def on(*paths: str) -> Callable[[Status, Peers], Number]:
-    """How many peers are on one of these paths."""
-    return lambda _status, peers: sum(peer["path"] in paths for peer in peers)
 
 
 def _is_fresh(handshake_age_s: float | None) -> bool:
@@ -409,90 +337,3 @@ PEER = (
         lambda peer: peer["relay_rx_frames"],
     ),
 )
-
-
-# --- the exposition ---
-
-
-class Exporter:
-    """Makes the page. Its own registry: what else in the process may use prometheus_client is not on it."""
-
-    CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-    def __init__(self) -> None:
-        self._source = os.uname().nodename
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
-
-    def render(self, status: Status, peers: Peers) -> bytes:
-        """The metrics of a process with this status. `peers` counts for an agent only."""
-        registry = CollectorRegistry()
-        registry.register(_Once(collect(status, peers, source=self._source)))
-        return generate_latest(registry) + generate_latest(self._process)
-
-
-class _Once:
-    """A collector of families that are there already."""
-
-    def __init__(self, families: Iterable[Family]) -> None:
-        self._families = families
-
-    def describe(self) -> list[Family]:
-        """Nothing: else prometheus_client collects to find out."""
-        return []
-
-    def collect(self) -> Iterable[Family]:
-        """All of them."""
-        return self._families
-
-
-def collect(status: Status, peers: Peers, *, source: str) -> Iterator[Family]:
-    """The metric families of a relay or an agent. `source` names this node, unless its cluster does."""
-    for metric in RELAY if status["role"] == "relay" else AGENT:
-        yield _family(metric, metric.value(status, peers))
-    if status["role"] == "agent":
-        source = str((status.get("cluster") or {}).get("node") or source)
-        listed = peers[:MAX_PEERS]
-        for one in PEER:
-            yield _peer_family(one, listed, source)
-
-
-_FAMILIES: dict[str, type[CounterMetricFamily | GaugeMetricFamily]] = {
-    "counter": CounterMetricFamily,
-    "gauge": GaugeMetricFamily,
-}
-
-
-def _family(metric: Metric, value: Value) -> Family:
-    if metric.kind == "histogram":
-        assert isinstance(value, Mapping)
-        return _histogram(metric, value)
-    family = _FAMILIES[metric.kind](metric.name, metric.help, labels=[metric.label] if metric.label else [])
-    if isinstance(value, Mapping):
-        for label, figure in value.items():
-            family.add_metric([label], float(figure))
-    elif value is not None:
-        family.add_metric([], float(value))
-    return family
-
-
-def _histogram(metric: Metric, value: Mapping[str, Any]) -> Family:
-    """From `netio.delays.Delays.status`."""
-    buckets, total = [], 0
-    for bound_ms, frames in zip([*value["bounds_ms"], None], value["frames"], strict=True):
-        total += frames
-        buckets.append(("+Inf" if bound_ms is None else f"{bound_ms / 1e3:g}", float(total)))
-    family = HistogramMetricFamily(metric.name, metric.help)
-    family.add_metric([], buckets, sum_value=value["sum_ms"] / 1e3)
-    return family
-
-
-def _peer_family(metric: PeerMetric, peers: Peers, source: str) -> Family:
-    labels = ["source", "peer", *([metric.label] if metric.label else [])]
-    family = _FAMILIES[metric.kind](metric.name, metric.help, labels=labels)
-    for peer in peers:
-        figure = metric.value(peer)
-        if figure is not None:
-            more = [metric.label_value(peer)] if metric.label else []
-            family.add_metric([source, str(peer.get("name") or peer["key"]), *more], float(figure))
-    return family

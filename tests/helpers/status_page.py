@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from relayd.observe.metrics import collect
+from relayd.observe.exposition import collect
 
 PAGE = Path(__file__).parents[2] / "docs" / "status.md"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relayd.observe.metrics import Exporter
+from relayd.observe.exposition import Exporter
 from tests.helpers.observed import agent_status, relay_status
 from tests.helpers.promtool import promtool
 from tests.unit.test_monitoring import RULES, queries, rules

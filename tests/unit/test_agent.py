@@ -24,7 +24,7 @@ from relayd.kernel.host_rules import HostRules
 from relayd.kernel.sysctls import Sysctls
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe.control import ask
-from relayd.observe.metrics import Exporter
+from relayd.observe.exposition import Exporter
 from relayd.wire.frames import DATA
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
 from tests.helpers.fake_wireguard import FakeWireGuard

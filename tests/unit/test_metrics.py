@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relayd.config import RelayConfig
 from relayd.observe.control import ask
-from relayd.observe.metrics import AGENT, MAX_PEERS, PEER, RELAY, Exporter
+from relayd.observe.exposition import Exporter
+from relayd.observe.metrics import AGENT, MAX_PEERS, PEER, RELAY
 from relayd.relay.server import serve
 from tests.helpers.http import http_get
 from tests.helpers.observed import agent_peer, agent_status, relay_status
@@ -165,7 +166,7 @@ async def test_a_running_relay_serves_what_its_counters_say(tmp_path: Path) -> N
 
 def test_what_prometheus_client_does_without_is_whole_for_others() -> None:
     code = (
-        "import sys; from relayd.observe.metrics import Exporter; Exporter()\n"
+        "import sys; from relayd.observe.exposition import Exporter; Exporter()\n"
         "assert 'http.server' not in sys.modules and 'urllib.request' not in sys.modules\n"
         "import urllib.request, http.server, wsgiref.simple_server\n"
         "assert urllib.request.Request('http://a/').host == 'a' and http.server.HTTPServer.server_bind\n"
