@@ -13,7 +13,6 @@ and the peers' loopback addresses are the same then.
 from __future__ import annotations
 
 import heapq
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,8 +23,7 @@ from pathlib import Path
 import trio
 
 import relayd
-from relayd import marks
-from relayd.agent.agent_status import merge_drops, peer_status
+from relayd.agent.agent_status import histories, interest, merge_drops, peer_status
 from relayd.agent.beginning import (
     clean_state,
     hold_state,
@@ -44,8 +42,6 @@ from relayd.agent.link_settings import LinkSettings
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.mesh_follower import MeshFollower
 from relayd.agent.node_key import with_key
-from relayd.agent.reconcile import Path as PathKind
-from relayd.agent.reconcile import PeerPath
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.reinjector import Reinjector
 from relayd.agent.relay_connection import OnRuns
@@ -53,7 +49,7 @@ from relayd.agent.relay_link import RelayLink
 from relayd.agent.relay_pool import RelayPool
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
-from relayd.coordination.model import Mesh
+from relayd.coordination.model import Mesh, RelayMode
 from relayd.coordination.source import Source
 from relayd.coordination.static_file import StaticFile
 from relayd.join import JoinString
@@ -73,14 +69,10 @@ from relayd.observe.http_server import HttpServer, open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.observe.telling import Telling
-from relayd.paths import report
 from relayd.services import Service, supervise
 from relayd.signals import Signals
 from relayd.wire.identity_frames import PeerGone
 from relayd.wire.runs import Run
-
-NO_RELAY = JoinString("relay.invalid", marks.RELAY_PORT)
-"""Of an agent whose mesh has none: its link never runs."""
 
 
 async def run_agent(
@@ -242,7 +234,7 @@ class Agent:
             )
 
         self.relays = RelayPool(
-            mesh.relays or (NO_RELAY,),
+            mesh.relays,
             interface.private_key,
             make_link,
             on_runs=self._deliver,
@@ -295,7 +287,10 @@ class Agent:
             on_read=keeper.interface_read,
         )
         stack.callback(self.reconciler.close)
-        self.follower = MeshFollower(source, mesh, keeper, self.reconciler, Path(config.state_dir))
+        self.follower = MeshFollower(
+            source, mesh, keeper, self.reconciler, Path(config.state_dir), on_relays=self._use_relays
+        )
+        self._use_relays(mesh)
 
     def hand_over(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """At the end: after one in order (cancelled, that is) the next process goes on from here."""
@@ -315,7 +310,7 @@ class Agent:
             ),
             Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
             Service(name="data path", run=self.poller.run),
-            *([Service(name="relays", run=self.relays.run)] if self.follower.mesh.relays else []),
+            Service(name="relays", run=self.relays.run),
             *(self.direct_paths.services() if self.direct_paths is not None else ()),
             Service(name="reconciler", run=self.reconciler.run),
             Service(name="host keeper", run=self.keeper.run),
@@ -339,7 +334,7 @@ class Agent:
             "public_key": str(interface.public_key),
             "listen_port": interface.listen_port,
             "proxy_port": self.proxy.port,
-            "relay": self.relays.home.status() | {"home": True},
+            "relay": self.relays.home_status(),
             "relays": self.relays.status(),
             "paths": dict(Counter(str(peer["path"]) for peer in self.peers())),
             "discovery": self.direct_paths.discovery.status() if self.direct_paths is not None else None,
@@ -359,7 +354,7 @@ class Agent:
         """For `systemctl status`."""
         paths = Counter(one.path for one in self.reconciler.paths.values())
         peers = ", ".join(f"{count} {kind.value}" for kind, count in paths.most_common()) or "no peers"
-        return f"relay {self.relays.home.phase.value}; peers: {peers}"
+        return f"relay {self.relays.home_status()['state']}; peers: {peers}"
 
     def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
         """The peers one by one; with `limit` so many of them, those on the relay and the busiest first."""
@@ -367,7 +362,7 @@ class Agent:
         relayed = self.proxy.peers
         paths = list(self.reconciler.paths.items())
         if limit is not None:
-            paths = heapq.nlargest(limit, paths, key=_interest)
+            paths = heapq.nlargest(limit, paths, key=interest)
         finders = self.direct_paths.prober.finders if self.direct_paths is not None else {}
         return (
             peer_status(
@@ -381,13 +376,18 @@ class Agent:
         )
 
     async def _histories(self) -> bytes:
-        """How each peer came to its path: one line of JSON, for `relayd status PEER --why`."""
-        finders = self.direct_paths.prober.finders if self.direct_paths is not None else {}
-        told: dict[str, object] = {}
-        for key, finder in list(finders.items()):
-            told[str(key)] = report.history(finder, trio.current_time())
-            await trio.lowlevel.checkpoint()
-        return json.dumps({"histories": told}).encode() + b"\n"
+        return await histories(self.direct_paths.prober.finders if self.direct_paths is not None else {})
+
+    def _use_relays(self, mesh: Mesh) -> None:
+        """The mesh's relays, and when they are used, from now on."""
+        self.relays.update(mesh.relays)
+        always = mesh.relay_mode is RelayMode.ALWAYS
+        self.reconciler.relay_always(always)
+        if self.direct_paths is not None:
+            self.direct_paths.prober.search(not always)
+            self.direct_paths.use_servers(
+                [*(relay.address for relay in mesh.relays), *self._config.stun, *mesh.stun]
+            )
 
     def _nudge(self) -> None:
         self.reconciler.nudge()
@@ -401,9 +401,3 @@ class Agent:
 
     def _deliver(self, buffer: bytearray, runs: list[Run], now: float) -> None:
         self.proxy.deliver(buffer, runs, now)
-
-
-def _interest(one: tuple[PublicKey, PeerPath]) -> tuple[bool, int]:
-    """Which peers to name first where not all are: those on the relay may have no way, then the busiest."""
-    path = one[1]
-    return path.path is PathKind.RELAY, path.peer.rx_bytes + path.peer.tx_bytes

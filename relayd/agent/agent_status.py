@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
+import trio
+
 from relayd.agent.reconcile import Path, PeerPath
 from relayd.agent.relayed_peer import RelayedPeer
+from relayd.keys import PublicKey
 from relayd.paths import report
 from relayd.paths.pathfinder import Pathfinder
 from relayd.wire.identity_frames import Gone
@@ -56,6 +60,21 @@ def _gone(peer: RelayedPeer, now: float) -> dict[str, object] | None:
         return None
     reason = next((text for kind, text in _GONE.items() if kind == peer.gone_reason), "is gone")
     return {"reason": reason, "age_s": round(now - peer.gone_at, 3), "count": peer.gone_count}
+
+
+def interest(one: tuple[PublicKey, PeerPath]) -> tuple[bool, int]:
+    """Which peers to name first where not all are: those on the relay may have no way, then the busiest."""
+    path = one[1]
+    return path.path is Path.RELAY, path.peer.rx_bytes + path.peer.tx_bytes
+
+
+async def histories(finders: Mapping[PublicKey, Pathfinder]) -> bytes:
+    """How each peer came to its path: one line of JSON, for `relayd status PEER --why`."""
+    told: dict[str, object] = {}
+    for key, finder in list(finders.items()):
+        told[str(key)] = report.history(finder, trio.current_time())
+        await trio.lowlevel.checkpoint()
+    return json.dumps({"histories": told}).encode() + b"\n"
 
 
 def merge_drops(*parts: Mapping[str, int]) -> dict[str, int]:

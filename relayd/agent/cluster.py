@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +16,24 @@ from relayd.config import AgentConfig, InterfaceConfig
 from relayd.config.types import KEY_FILE
 from relayd.coordination.kubernetes.client import ApiClient, access_of
 from relayd.coordination.kubernetes.memory import ClusterMemory
-from relayd.coordination.kubernetes.mesh import Self
+from relayd.coordination.kubernetes.mesh import Discovered, Self
 from relayd.coordination.kubernetes.publisher import Publisher
 from relayd.coordination.kubernetes.report import Facts, PeerFacts
 from relayd.coordination.kubernetes.source import KubernetesSource
 from relayd.coordination.model import Mesh, OwnedInterface
 from relayd.kernel.state_dir import CLUSTER, read_json, write_json
+from relayd.paths.candidates import Candidate
+from relayd.paths.findings import Finding, Method
+from relayd.paths.nat_class import NatType
+from relayd.paths.report import ice_state
 from relayd.secret_file import private_key
 
 if TYPE_CHECKING:
     from relayd.agent.agent import Agent
+
+ICE_STATES = ("connected", "relay", "checking", "failed", "gathering")
+"""In the order in which they count for a node as a whole. Checks go on all the time for peers that are
+relayed: each of them isn't worth a write to the API server."""
 
 
 class Cluster:
@@ -77,6 +85,9 @@ class Cluster:
         meaning = self.source.meaning
         if meaning is None or self.source.removed:
             return None
+        paths = agent.direct_paths
+        if paths is not None:
+            self.source.discover(discovered(paths.discovery.findings, paths.discovery.nat()))
         relay_connected = agent.relays.connected
         round_trip_ms = agent.relays.home.status()["round_trip_ms"]
         return Facts(
@@ -94,6 +105,9 @@ class Cluster:
             relay_connected=relay_connected,
             relay_latency_ms=round_trip_ms if isinstance(round_trip_ms, float) else None,
             endpoint_method=self.source.endpoint_method,
+            nat_type="" if paths is None else _known(paths.discovery.nat()),
+            ice_state="" if paths is None else overall(map(ice_state, paths.prober.finders.values())),
+            candidates=() if paths is None else reported(paths.addresses.local.candidates),
             problems=self._problems(agent),
         )
 
@@ -101,3 +115,38 @@ class Cluster:
         meaning = self.source.meaning
         lines = [*(meaning.problems if meaning is not None else ()), *agent.keeper.problems]
         return [*lines, agent.follower.problem] if agent.follower.problem else lines
+
+
+def discovered(findings: Iterable[Finding], nat: NatType) -> Discovered:
+    """The endpoint to publish, of what discovery has found, the most believable first.
+
+    Guesses and addresses of interfaces aren't published: of these, the Node's InternalIP is the one that
+    counts. What a symmetric NAT gave for a STUN server is of little use to anybody, and another one at each
+    look; an IPv6 address of an interface may be behind a firewall.
+    """
+    for one in findings:
+        if not one.estimated and one.method is not Method.INTERNAL_IP:
+            in_vain = (
+                one.method is Method.STUN and one.endpoint.address.version == 4 and nat is NatType.SYMMETRIC
+            )
+            return Discovered(
+                endpoint=str(one.endpoint),
+                method=one.method.value,
+                sure=not in_vain and one.method is not Method.IPV6,
+            )
+    return Discovered()
+
+
+def overall(states: Iterable[str]) -> str:
+    """`iceState` of a node, of its peers' states: the best that there is. "": there are no peers."""
+    seen = set(states)
+    return next((state for state in ICE_STATES if state in seen), "")
+
+
+def reported(candidates: Iterable[Candidate]) -> list[dict[str, object]]:
+    """`iceCandidates`."""
+    return [{"type": one.type, "address": str(one.endpoint), "priority": one.priority} for one in candidates]
+
+
+def _known(nat: NatType) -> str:
+    return "" if nat is NatType.UNKNOWN else nat.value

@@ -115,6 +115,12 @@ class DirectPaths:
         self.port.join(poller)
         self.prober.use(self.port)
 
+    def use_servers(self, texts: Iterable[str]) -> None:
+        """These are the STUN servers from now on, HOST:PORT each."""
+        servers = tuple(dict.fromkeys(StunServer.parse(text) for text in texts))
+        self.discovery.use_servers(servers)
+        self.addresses.use_servers(servers)
+
     def services(self) -> list[Service]:
         """What runs."""
         return [

@@ -2,6 +2,7 @@
 
     source.changed -> host keeper: the interface (peers, addresses, port, MTU), then rules and routes
                    -> reconciler: endpoints, the proxy's peers
+                   -> the relays, and whether all peers are to use them
 
 An interface that somebody else made has peers that are not ours to change: for those, only where the relay is
 is followed. What a running agent can't change (the interface's name) is said, and waits for a restart.
@@ -9,6 +10,7 @@ is followed. What a running agent can't change (the interface's name) is said, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,18 @@ class MeshFollower:
     """One agent's mesh, from `mesh` on."""
 
     def __init__(
-        self, source: Source, mesh: Mesh, keeper: HostKeeper, reconciler: Reconciler, state_dir: Path
+        self,
+        source: Source,
+        mesh: Mesh,
+        keeper: HostKeeper,
+        reconciler: Reconciler,
+        state_dir: Path,
+        *,
+        on_relays: Callable[[Mesh], None],
     ) -> None:
+        """`on_relays` is given each mesh, for where its relays are, and when they are used."""
         self._source, self._keeper, self._reconciler, self._state_dir = source, keeper, reconciler, state_dir
+        self._on_relays = on_relays
         self.mesh = mesh
         """As it was followed last."""
         self.problem = ""
@@ -56,9 +67,10 @@ class MeshFollower:
             wanted = replace(wanted, interface=interface)
         else:
             self.problem = ""
-        if not isinstance(interface, OwnedInterface):
-            return
         self.mesh = wanted
+        if not isinstance(interface, OwnedInterface):
+            self._on_relays(wanted)
+            return
         had = {peer.key: peer for peer in before.peers}
         has = {peer.key: peer for peer in wanted.peers}
         self._log.info(
@@ -93,4 +105,6 @@ class MeshFollower:
         self._reconciler.configure(
             {peer.key: peer.endpoint for peer in wanted.peers if peer.endpoint is not None}
         )
+        # Not before the host knows them: the connection to a relay must not go into the tunnel.
+        self._on_relays(wanted)
         self._reconciler.nudge()

@@ -123,6 +123,12 @@ class OwnAddresses:
         """Something happened: ask at once."""
         self._news.set()
 
+    def use_servers(self, servers: Sequence[StunServer]) -> None:
+        """These are the STUN servers from now on."""
+        if tuple(servers) != self._servers:
+            self._servers = tuple(servers)
+            self.look_again()
+
     def tell(self) -> None:
         """`more` has something else to say now."""
         self._tell(self.local, moved=False)

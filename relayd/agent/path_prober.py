@@ -119,6 +119,7 @@ class PathProber:
         self._finders: dict[PublicKey, Pathfinder] = {}
         self._due: dict[PublicKey, float] = {}
         self._connected = False
+        self._searches = True
         self._wake = trio.Event()
         self._wakes_at = -inf
         self._nudged_at = -inf
@@ -152,7 +153,7 @@ class PathProber:
     def localize(self, local: Local, *, moved: bool) -> None:
         """What is known of this end; `moved`: its addresses changed."""
         if self._port is not None:
-            local = replace(local, shares_port=not self._port.estimated)
+            local = replace(local, shares_port=self._searches and not self._port.estimated)
         if local == self._local:
             return
         self._local = local
@@ -160,6 +161,12 @@ class PathProber:
         for finder in self._finders.values():
             finder.localize(local, now, moved=moved)
             self._act(finder, now)
+
+    def search(self, on: bool) -> None:
+        """Whether direct paths are wanted. If not, peers are told what they'd be told by an agent that can't:
+        they don't look for any either."""
+        self._searches = on
+        self.localize(self._local, moved=False)
 
     def on_relayed(self, _key: bytes, payload: bytes, _now: float) -> None:
         """A sealed message came through the relay."""

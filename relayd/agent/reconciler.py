@@ -22,6 +22,9 @@ from relayd.keys import PrivateKey, PublicKey
 from relayd.observe import log
 from relayd.paths.verdict import Verdict
 
+ALWAYS = Verdict(False, None, "the mesh's relay mode is always")
+"""Of every peer, where that is so."""
+
 REPEAT_S = 60.0
 """Between two log lines about one peer's endpoint that can't be set for one and the same reason."""
 
@@ -94,6 +97,7 @@ class Reconciler:
         self._deciders, self._wall_clock, self._on_read = deciders, wall_clock, on_read
         self._nudged = trio.Event()
         self._loopbacks: dict[PublicKey, IPv4Address] = {}
+        self._always = False
         self._log = log.get(interface=interface.name)
         self._refused = log.Throttle(
             self._log, every_s=REPEAT_S, by=("peer", "error"), clock=trio.current_time
@@ -122,6 +126,10 @@ class Reconciler:
     def configure(self, endpoints: Mapping[PublicKey, Endpoint]) -> None:
         """These are the endpoints that the configuration gives, from now on."""
         self._configured = endpoints
+
+    def relay_always(self, always: bool) -> None:
+        """Whether all peers are relayed from now on, whatever else there is."""
+        self._always = always
 
     async def look(self) -> None:
         """Read the interface once and act on it. That it is away is said once, and again when it is back."""
@@ -168,6 +176,8 @@ class Reconciler:
         if self._deciders is not None:
             self._deciders.saw(interface, now)
             verdicts = self._deciders.verdicts(now)
+        if self._always:
+            verdicts = dict.fromkeys(interface.peers, ALWAYS)
         around = Surroundings(
             loopbacks=self._loopbacks,
             proxy_port=self._proxy_port,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from relayd import marks
 from relayd.agent.relay_choice import Condition, LinkSeen, PeerRoute, homes, order
 from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import RelayLink
@@ -26,6 +27,9 @@ from relayd.netio.delays import Delays
 from relayd.observe import log
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
 from relayd.wire.identity_frames import Gone, PeerGone
+
+NO_RELAY = JoinString("relay.invalid", marks.RELAY_PORT)
+"""Stands for the relay of a mesh that has none: its link never runs, and what is sent there is dropped."""
 
 LOOK_S = 0.5
 """Between two looks at which links are needed; a fault and a peer's absence are looked at at once."""
@@ -68,14 +72,11 @@ class RelayPool:
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        """`relays` differ in their addresses; all agents of a mesh name them alike. Raises ValueError for
-        none."""
-        if not relays:
-            raise ValueError("an agent needs a relay")
+        """`relays` differ in their addresses; all agents of a mesh name them alike. There may be none."""
         self.key, self._make_link = key, make_link
         """Ours."""
         self._on_runs, self._on_gone, self._idle_s, self._clock = on_runs, on_gone, idle_s, clock
-        self._members = {relay.address: _Member(relay) for relay in relays}
+        self._members = {relay.address: _Member(relay) for relay in relays or (NO_RELAY,)}
         self._ranked = order(key.public(), tuple(self._members))
         self._home = self._ranked[0]
         self._routes: dict[bytes, PeerRoute] = {}
@@ -156,10 +157,9 @@ class RelayPool:
                 self._look()
 
     def update(self, relays: Sequence[JoinString]) -> None:
-        """These are the relays from now on. Those that stay the same aren't touched; none at all changes
-        nothing."""
-        wanted = {relay.address: relay for relay in relays}
-        if not wanted or {address: member.relay for address, member in self._members.items()} == wanted:
+        """These are the relays from now on, or none is. Those that stay the same aren't touched."""
+        wanted = {relay.address: relay for relay in relays or (NO_RELAY,)}
+        if {address: member.relay for address, member in self._members.items()} == wanted:
             return
         for address, member in list(self._members.items()):
             if wanted.get(address) != member.relay:
@@ -179,9 +179,23 @@ class RelayPool:
         connections it gets"""
         return self.home.save()
 
+    @property
+    def has_relay(self) -> bool:
+        """Whether there is a relay at all."""
+        return NO_RELAY.address not in self._members
+
+    def home_status(self) -> dict[str, object]:
+        """The home link, as `RelayLink.status` tells it."""
+        told = self.home.status() | {"home": True}
+        if not self.has_relay:
+            told |= {"address": "", "state": "none", "reason": "the mesh has no relay"}
+        return told
+
     def status(self) -> list[dict[str, object]]:
         """Each relay, the agent's favourite first."""
         told: list[dict[str, object]] = []
+        if not self.has_relay:
+            return told
         for address in self._ranked:
             member = self._members[address]
             state = member.link.status() if member.link is not None else {"address": address, "state": "idle"}
@@ -225,6 +239,8 @@ class RelayPool:
 
     def _keep(self, member: _Member) -> None:
         """Have the member's link run, if there is one and it doesn't."""
+        if member.relay == NO_RELAY:
+            return
         if self._nursery is not None and member.link is not None and not member.runs:
             member.runs = True
             self._nursery.start_soon(_run_link, member.link, member.scope, name=f"link to {member.relay}")
@@ -268,7 +284,8 @@ class RelayPool:
         self._past_drops.update(member.link.drops())
         member.scope.cancel()
         member.link = None
-        self._log.info("relay.let_go", relay=address, reason=reason)
+        if member.relay != NO_RELAY:
+            self._log.info("relay.let_go", relay=address, reason=reason)
 
     def _merge(self) -> None:
         """Two addresses of one relay would have our own connections displace each other: keep the better

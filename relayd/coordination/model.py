@@ -82,3 +82,6 @@ class Mesh:
     relays: tuple[JoinString, ...]
     """Where the relays are, and what the agent and they know each other by; the order means nothing."""
     relay_mode: RelayMode = RelayMode.AUTO
+
+    stun: tuple[str, ...] = ()
+    """STUN servers, HOST:PORT each, besides the relays and those of the agent's own configuration."""

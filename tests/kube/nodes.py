@@ -23,6 +23,9 @@ from tests.kube.control_plane import ADDRESS, NAMESPACE, URL, ControlPlane
 
 RELAY_ADDRESS = IPv4Address("198.51.100.1")
 RELAY = Endpoint(RELAY_ADDRESS, 3478)
+OTHER_PORT = 3490
+"""Not next to the first one's: a relay answers STUN on two ports."""
+OTHER_RELAY = f"{RELAY_ADDRESS}:{OTHER_PORT}"
 INTERFACE = "wire_kube"
 CONTROL = f"/run/relayd/agent-{INTERFACE}.sock"
 STATE = "/run/state"
@@ -56,15 +59,21 @@ class Nodes:
             internal = {"type": "InternalIP", "address": str(self.named[name].addresses[other])}
             self.patch("node", name, {"status": {"addresses": [internal]}}, "--subresource=status")
 
-    def start_relay(self) -> Process:
-        """As the Deployment does; in the state directory of the node."""
+    def start_relay(self, port: int = RELAY.port) -> Process:
+        """As the Deployment does; in the state directory of the node. A second one has another port."""
+        state = "/run/relay" if port == RELAY.port else f"/run/relay-{port}"
+        more = (
+            ()
+            if port == RELAY.port
+            else ("--listen", f"{RELAY_ADDRESS}:{port}", "--control", f"{state}.sock")
+        )
         token = self.cluster.kubectl("create", "token", "wirekube-relay", "-n", NAMESPACE).strip()
         write(self.relay, "/run/ca.crt", self.cluster.ca)
         write(self.relay, "/run/token", token)
         return self.relay.start(
-            *RELAYD, "serve", "--admit", "kubernetes", "--log", "json", "--state", "/run/relay",
+            *RELAYD, "serve", "--admit", "kubernetes", "--log", "json", "--state", state,
             "--http", "off", "--api-token-file", "/run/token", "--api-ca-file", "/run/ca.crt",
-            "--api-server", URL,
+            "--api-server", URL, *more,
             environment={"POD_NAMESPACE": NAMESPACE},
         )  # fmt: skip
 

@@ -10,10 +10,11 @@ from itertools import permutations
 
 import pytest
 
+from relayd import marks
 from relayd.demo.lab import RELAYD, Lab
 from tests.helpers.netns import Pings, drop_packets, relay_status, wait_until
 from tests.kube.control_plane import ADDRESS, NAMESPACE, PORT, ControlPlane
-from tests.kube.nodes import INTERFACE, MESH, STATE, Nodes
+from tests.kube.nodes import INTERFACE, MESH, OTHER_PORT, OTHER_RELAY, STATE, Nodes
 from tests.kube.test_manifests import KEY, mesh, peer
 
 GONE_S = 2.0
@@ -47,6 +48,11 @@ def within(limit_s: float, holds: Callable[[], object], what: str) -> None:
     wait_until(holds, what, limit_s)
 
 
+def seen_as(nodes: Nodes, name: str) -> str:
+    """A node's endpoint, as the relay's STUN server tells it."""
+    return f"{nodes.named[name].addresses['relay']}:51820"
+
+
 def test_a_mesh_appears_out_of_the_api_alone(nodes: Nodes) -> None:
     for here, there in permutations(nodes.named, 2):
         nodes.pings(here, there)
@@ -55,8 +61,13 @@ def test_a_mesh_appears_out_of_the_api_alone(nodes: Nodes) -> None:
         node = nodes.cluster.get("node", name)
         assert one["metadata"]["ownerReferences"][0]["uid"] == node["metadata"]["uid"]
         assert one["spec"]["publicKey"] == nodes.wg(name, "public-key").strip()
-    assert found["b"]["spec"]["endpoint"] == f"{nodes.named['b'].addresses['c']}:51820"
-    assert "endpoint" not in found["a"]["spec"]
+    # As the relay sees them; for b and c, that takes the place of the Node's InternalIP.
+    for name in nodes.named:
+        within(
+            REACTS_S,
+            lambda name=name: nodes.peer(name)["spec"].get("endpoint") == seen_as(nodes, name),  # type: ignore[misc]
+            f"{name}'s endpoint is published",
+        )
 
 
 def test_each_reports_its_connections_with_a_manager_of_its_own(nodes: Nodes) -> None:
@@ -73,7 +84,13 @@ def test_each_reports_its_connections_with_a_manager_of_its_own(nodes: Nodes) ->
     one = nodes.peer("b")
     assert one["status"]["connected"] is True
     assert one["status"]["relayLatencyMs"] >= 1
-    assert one["status"]["endpointDiscoveryMethod"] == "internal-ip"
+    assert one["status"]["endpointDiscoveryMethod"] == "stun"
+    assert one["status"]["natType"] == "open"
+    assert one["status"]["iceState"] == "connected"
+    assert nodes.peer("a")["status"]["iceState"] in ("checking", "relay", "failed"), "a finds no direct path"
+    candidates = {entry["address"]: entry for entry in one["status"]["iceCandidates"]}
+    assert candidates[f"{nodes.named['b'].addresses['c']}:51820"]["type"] == "host"
+    assert candidates[seen_as(nodes, "b")]["priority"] > 0
     managers = {entry["manager"]: entry for entry in one["metadata"]["managedFields"]}
     assert managers["relayd-agent"]["operation"] == "Apply"
     assert managers["relayd-agent"]["subresource"] == "status"
@@ -93,8 +110,9 @@ def test_the_annotation_wins_over_everything_found(nodes: Nodes) -> None:
         REACTS_S, lambda: nodes.peer("a")["spec"].get("endpoint") == "203.0.113.77:4000", "it is published"
     )
     nodes.patch("node", "a", {"metadata": {"annotations": {"wirekube.io/endpoint": None}}})
-    time.sleep(1)
-    assert nodes.peer("a")["spec"]["endpoint"] == "203.0.113.77:4000", "what there is stays"
+    within(
+        REACTS_S, lambda: nodes.peer("a")["spec"]["endpoint"] == seen_as(nodes, "a"), "what is found is back"
+    )
 
 
 def test_a_peer_that_is_added_changed_and_deleted_is_followed_within_two_seconds(nodes: Nodes) -> None:
@@ -151,6 +169,67 @@ def test_settings_of_the_mesh_take_effect_without_a_restart(nodes: Nodes) -> Non
     within(5, lambda: nodes.wg("a", "listen-port").strip() == "51820", "and back")
     pings.wait_back()
     pings.stop()
+
+
+def path(nodes: Nodes, name: str, to: str) -> str:
+    """How `name` reaches `to`, by its own words."""
+    key = nodes.key(to)
+    return next(str(one["path"]) for one in nodes.status(name)["peers"] if one["key"] == key)
+
+
+def test_relay_mode_never_takes_the_relay_away_and_auto_brings_it_back(nodes: Nodes) -> None:
+    nodes.patch("wkmesh", "default", {"spec": {"relay": {"mode": "never"}}})
+    for name in nodes.named:
+        within(5, lambda name=name: nodes.status(name)["relay"]["state"] == "none", f"{name} has none")  # type: ignore[misc]
+    within(5, lambda: relay_status(nodes.relay)["peers"] == [], "nobody is connected to it")
+    within(5, lambda: path(nodes, "a", "b") == "none", "a has no way to b")
+    nodes.pings("b", "c")
+    nodes.patch("wkmesh", "default", {"spec": {"relay": {"mode": "auto"}}})
+    within(15, lambda: len(relay_status(nodes.relay)["peers"]) == 3, "all are connected again")
+    nodes.pings("a", "b")
+
+
+def test_a_relay_that_is_named_anew_is_used_without_a_restart(nodes: Nodes) -> None:
+    other = nodes.start_relay(OTHER_PORT)
+    other.wait_for_output('"relay.started"', 30)
+    nodes.patch("wkmesh", "default", {"spec": {"relay": {"external": {"endpoint": OTHER_RELAY}}}})
+    for name in nodes.named:
+        within(
+            15,
+            lambda name=name: (  # type: ignore[misc]
+                [(one["address"], one["state"]) for one in nodes.status(name)["relays"]]
+                == [(OTHER_RELAY, "connected")]
+            ),
+            f"{name} is connected there",
+        )
+    assert relay_status(nodes.relay)["peers"] == []
+    nodes.pings("a", "b")
+    nodes.patch("wkmesh", "default", {"spec": MESH})
+    within(15, lambda: len(relay_status(nodes.relay)["peers"]) == 3, "all are back")
+    nodes.lab.discard(other)
+    nodes.pings("a", "b")
+
+
+def test_relay_mode_always_relays_those_that_were_direct(nodes: Nodes) -> None:
+    within(60, lambda: path(nodes, "b", "c") == "direct", "b and c are direct")
+    nodes.patch("wkmesh", "default", {"spec": {"relay": {"mode": "always"}}})
+    for name, to in ("bc", "cb"):
+        within(10, lambda name=name, to=to: path(nodes, name, to) == "relay", f"{name} relays to {to}")  # type: ignore[misc]
+    nodes.pings("b", "c")
+    time.sleep(3)  # what comes back is no reason to change over
+    assert (path(nodes, "b", "c"), path(nodes, "c", "b")) == ("relay", "relay")
+    assert nodes.wg("b", "endpoints").count("127.") == 2, "WireGuard itself sends to the proxy alone"
+    nodes.patch("wkmesh", "default", {"spec": {"relay": {"mode": "auto"}}})
+    within(90, lambda: path(nodes, "b", "c") == "direct", "and direct again")
+    nodes.pings("b", "c")
+
+
+def test_connections_to_the_api_server_carry_wireguards_mark(nodes: Nodes) -> None:
+    """So they never go into the tunnel: the rules of the host look at nothing else."""
+    told = nodes.named["a"].run("ss", "-Htne", "dst", str(ADDRESS), "dport", "=", str(PORT))
+    connections = [line for line in told.splitlines() if "ESTAB" in line]
+    assert len(connections) >= 3, "the watches, at least"
+    assert all(f"fwmark:{marks.FWMARK:#x}" in line for line in connections), told
 
 
 def test_the_interfaces_name_takes_a_restart_and_that_is_said(nodes: Nodes) -> None:

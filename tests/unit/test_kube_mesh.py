@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from relayd.coordination.kubernetes.addresses import choose, fnv1a, preferred
 from relayd.coordination.kubernetes.mesh import (
+    Discovered,
     Self,
     View,
     meaning,
@@ -18,8 +20,9 @@ from relayd.coordination.kubernetes.mesh import (
     own_endpoint,
 )
 from relayd.coordination.kubernetes.resources import Mesh, Node, Peer
-from relayd.coordination.model import OwnedInterface
+from relayd.coordination.model import OwnedInterface, RelayMode
 from relayd.endpoints import Endpoint
+from relayd.join import JoinString
 from relayd.keys import PrivateKey
 
 KEYS = [PrivateKey(bytes([number]) * 32) for number in range(1, 9)]
@@ -140,7 +143,29 @@ def test_whose_word_counts_for_the_endpoint(
     annotated: str, found: str, has: str, expected: tuple[str, str]
 ) -> None:
     here = node("192.0.2.5", **{"wirekube.io/endpoint": annotated})
-    assert own_endpoint(view(peer("a", 0, endpoint=has), on=here), "a", found) == expected
+    said = Discovered(endpoint=found, method="stun")
+    assert own_endpoint(view(peer("a", 0, endpoint=has), on=here), "a", said) == expected
+
+
+def test_an_unsure_endpoint_takes_the_place_of_nothing_but_another_one() -> None:
+    found = Discovered(endpoint="[2001:db8::5]:51820", method="ipv6", sure=False)
+    there = view(peer("a", 0, endpoint="203.0.113.9:9"), on=node("192.0.2.5"))
+    assert own_endpoint(there, "a", found) == ("", "")
+    assert own_endpoint(there, "a", found, unsure="203.0.113.9:9") == ("[2001:db8::5]:51820", "ipv6")
+    assert own_endpoint(view(on=node("192.0.2.5")), "a", found) == ("[2001:db8::5]:51820", "ipv6")
+
+
+def test_stun_servers_of_the_mesh() -> None:
+    made = meaning(view(of=mesh(stunServers=("stun:one.example.net:3478", "192.0.2.1:19302", "two"))), ME)
+    assert made.mesh.stun == ("one.example.net:3478", "192.0.2.1:19302")
+    assert any("stunServers" in line for line in made.problems)
+
+
+@pytest.mark.parametrize("own_relay", [(), (JoinString("own.example.net", 3478),)])
+def test_in_the_mode_never_there_is_no_relay(own_relay: tuple[JoinString, ...]) -> None:
+    of = mesh(relay={"mode": "never", "provider": "external", "external": {"endpoint": "192.0.2.1:3478"}})
+    made = meaning(view(of=of), replace(ME, relays=own_relay)).mesh
+    assert (made.relays, made.relay_mode) == ((), RelayMode.NEVER)
 
 
 # --- the mesh ---

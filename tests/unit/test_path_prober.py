@@ -159,6 +159,28 @@ async def test_without_the_port_no_verdict_is_ever_given(
         assert side.endpoint is None
 
 
+async def test_a_search_is_called_off_and_taken_up_again(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    a, b = await together(nursery)
+    await trio.sleep(2.0)
+    assert a.endpoint == HOMES["b"]
+    for side in (a, b):
+        side.prober.search(False)
+        side.endpoint = None  # as the reconciler sees to
+    await trio.sleep(5.0)
+    before = [side.prober.counts["directly"] for side in (a, b)]
+    await trio.sleep(60.0)
+    for side, count in zip((a, b), before, strict=True):
+        assert side.prober.verdicts(trio.current_time()) == {}
+        assert side.prober.counts["directly"] == count, "no Ping goes there"
+        assert side.direct[side.peer] is None
+    for side in (a, b):
+        side.prober.search(True)
+    await trio.sleep(60.0)
+    assert (a.endpoint, b.endpoint) == (HOMES["b"], HOMES["a"])
+
+
 async def test_a_pair_that_cannot_be_sent_to_fails_and_harms_nobody(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.loopback import derive
+from relayd.agent.reconcile import Path
 from relayd.agent.reconciler import Reconciler
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
@@ -240,3 +241,28 @@ async def test_the_configurations_endpoint_is_tried_before_a_remembered_one(
     async with host.reconciled() as reconciler:
         assert reconciler.paths[A].given_up == host.configured[A]
     assert host.wireguard.endpoints_set == []
+
+
+async def test_where_the_relay_is_always_used_no_endpoint_helps(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    host.wireguard.add_peer(A, endpoint=DIRECT, handshake_at=time.time())
+    async with host.reconciled() as reconciler:
+        assert host.wireguard.endpoints_set == []
+        reconciler.relay_always(True)
+        reconciler.nudge()
+        await trio.sleep(0.5)
+        assert host.wireguard.endpoints_set == [(A, proxy_endpoint(A))]
+        assert (reconciler.paths[A].path, reconciler.paths[A].reason) == (
+            Path.RELAY,
+            "the mesh's relay mode is always",
+        )
+        assert host.direct.endpoints == {A: DIRECT}, "for when that ends"
+        # The kernel roams to where the peer's packets come from.
+        host.wireguard.add_peer(A, endpoint=DIRECT, handshake_at=time.time())
+        await trio.sleep(1.5)
+        assert host.wireguard.endpoints_set == [(A, proxy_endpoint(A))] * 2
+        reconciler.relay_always(False)
+        host.wireguard.add_peer(A, endpoint=DIRECT, handshake_at=time.time())
+        await trio.sleep(1.5)
+        assert reconciler.paths[A].path is Path.DIRECT

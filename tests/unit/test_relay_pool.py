@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from ipaddress import IPv4Address
 
-import pytest
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
@@ -278,8 +277,6 @@ async def test_relays_come_and_go_while_the_others_stay_connected(mock_clock: Mo
         rig.pool.update(joins)
         await rig.pass_time(mock_clock, 1.0, home)
         assert rig.states() == ["connected", "idle", "idle"]
-        rig.pool.update([])
-        assert rig.states() == ["connected", "idle", "idle"]
         rig.pool.update(joins[1:])
         await until(lambda: rig.states() == ["registering", "idle"])
         assert await home.next_frame() is None
@@ -287,6 +284,36 @@ async def test_relays_come_and_go_while_the_others_stay_connected(mock_clock: Mo
         assert rig.states() == ["connected", "idle"]
 
 
-async def test_no_relay_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs a relay"):
-        RelayPool([], OWN_PRIVATE, Rig._make_link, on_runs=Rig._on_runs, on_gone=print)  # type: ignore[arg-type]
+async def test_the_only_relay_goes_and_comes_back(mock_clock: MockClock) -> None:
+    async with running(1) as rig:
+        home = await rig.welcomed(0)
+        await rig.pass_time(mock_clock, 1.0, home)
+        assert rig.pool.connected
+        rig.pool.update([])
+        assert await home.next_frame() is None, "its connection ends"
+        assert (rig.pool.connected, rig.pool.has_relay, rig.pool.status()) == (False, False, [])
+        told = rig.pool.home_status()
+        assert (told["state"], told["address"], told["dials"]) == ("none", "", 0)
+        rig.send(encode_data(PublicKey(b"p" * 32), b"nowhere"))
+        await rig.pass_time(mock_clock, 60.0)
+        assert rig.pool.home_status()["dials"] == 0, "nothing is dialled"
+        rig.pool.update([join_of(rig.relays[0])])
+        home = await rig.welcomed(0)
+        await rig.pass_time(mock_clock, 1.0, home)
+        rig.send(encode_data(PublicKey(b"p" * 32), b"straight"))
+        await settle()
+        assert await rig.datas(home) == [b"straight"]
+        assert rig.pool.connected
+
+
+async def test_a_pool_begins_without_a_relay(mock_clock: MockClock) -> None:
+    async with running(1) as rig:
+        begun = RelayPool([], OWN_PRIVATE, rig._make_link, on_runs=rig._on_runs, on_gone=print)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(begun.run)
+            assert begun.home_status()["state"] == "none"
+            await rig.welcomed(0)
+            begun.update([join_of(rig.relays[0])])
+            await rig.welcomed(0)
+            assert begun.connected
+            nursery.cancel_scope.cancel()

@@ -7,11 +7,12 @@ as it was known before, and a guess replaces nothing.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import trio
 
 from relayd.agent.discovery.stun_client import StunClient
-from relayd.agent.discovery.stun_servers import Resolver
+from relayd.agent.discovery.stun_servers import Resolver, StunServer
 from relayd.agent.discovery.survey import Sources, Survey, survey
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
@@ -62,6 +63,12 @@ class Discovery:
     def look_again(self) -> None:
         """Something happened: look at once."""
         self._news.set()
+
+    def use_servers(self, servers: tuple[StunServer, ...]) -> None:
+        """These are the STUN servers from now on."""
+        if servers != self._sources.servers:
+            self._sources = replace(self._sources, servers=servers)
+            self.look_again()
 
     def nat(self, version: int = 4) -> NatType:
         """The NAT's kind."""

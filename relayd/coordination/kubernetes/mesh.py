@@ -22,6 +22,9 @@ from relayd.keys import PrivateKey, PublicKey
 MANAGED_RELAY = "wirekube-relay-headless.wirekube-system.svc"
 """The Service in config/relay that has all replicas' addresses."""
 
+INTERNAL_IP = "internal-ip"
+"""How an endpoint is known that only the Node's InternalIP stands for."""
+
 MAX_PROBLEMS = 20
 
 
@@ -120,21 +123,33 @@ def own_allowed_ips(view: View, name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, networks)))
 
 
-def own_endpoint(view: View, name: str, found: str) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discovered:
+    """What discovery says is this node's endpoint. By default: nothing."""
+
+    endpoint: str = ""
+    method: str = ""
+    sure: bool = True
+    """Whether others reach the node there, as far as can be known. If not, it is better than nothing,
+    and than nothing else."""
+
+
+def own_endpoint(view: View, name: str, found: Discovered, *, unsure: str = "") -> tuple[str, str]:
     """-> the endpoint to publish ("": leave what there is), and how it is known ("": likewise)
 
-    `found` is what discovery says now; "": it doesn't.
+    `unsure`: the endpoint that this agent itself has published for want of a better one.
     """
     annotated = view.node.metadata.annotations.get(resources.ENDPOINT_ANNOTATION, "") if view.node else ""
     if annotated.strip():
         return annotated.strip(), "manual"
-    if found:
-        return found, "stun"
     own = view.peers.get(name)
-    if own is not None and own.spec.endpoint:
+    has = own.spec.endpoint if own is not None else ""
+    if found.endpoint and (found.sure or has in ("", unsure)):
+        return found.endpoint, found.method
+    if has:
         return "", ""
     if view.mesh is not None and (internal := internal_addresses(view.node)):
-        return str(Endpoint(internal[0], view.mesh.spec.listenPort)), "internal-ip"
+        return str(Endpoint(internal[0], view.mesh.spec.listenPort)), INTERNAL_IP
     return "", ""
 
 
@@ -169,8 +184,9 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
         mesh=Mesh(
             interface=interface,
             peers=tuple(peers.values()),
-            relays=own.relays or relays_of(spec, problems),
+            relays=() if _mode(spec) is RelayMode.NEVER else own.relays or relays_of(spec, problems),
             relay_mode=_mode(spec),
+            stun=_stun_servers(spec, problems),
         ),
         names=names,
         problems=_shortened(problems),
@@ -269,6 +285,19 @@ def relays_of(spec: resources.MeshSpec, problems: list[str]) -> tuple[JoinString
             return ()
     port = relay.managed.port if relay.managed is not None else marks.RELAY_PORT
     return (JoinString(host=MANAGED_RELAY, port=port),)
+
+
+def _stun_servers(spec: resources.MeshSpec, problems: list[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for text in spec.stunServers:
+        server = text.removeprefix("stun:")
+        try:
+            split_host_port(server)
+        except ValueError as error:
+            problems.append(f"WireKubeMesh: stunServers: {error}")
+        else:
+            found.append(server)
+    return tuple(dict.fromkeys(found))
 
 
 def relay_at(text: str) -> JoinString:

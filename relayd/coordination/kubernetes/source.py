@@ -23,7 +23,16 @@ from relayd.coordination.kubernetes.api_error import ApiError, UnreachableError
 from relayd.coordination.kubernetes.client import MERGE, ApiClient
 from relayd.coordination.kubernetes.follower import Follower
 from relayd.coordination.kubernetes.memory import ClusterMemory
-from relayd.coordination.kubernetes.mesh import Meaning, Self, View, meaning, own_allowed_ips, own_endpoint
+from relayd.coordination.kubernetes.mesh import (
+    INTERNAL_IP,
+    Discovered,
+    Meaning,
+    Self,
+    View,
+    meaning,
+    own_allowed_ips,
+    own_endpoint,
+)
 from relayd.coordination.kubernetes.own_peer import Identity, Own
 from relayd.coordination.model import Mesh
 from relayd.errors import HostError
@@ -89,8 +98,10 @@ class KubernetesSource:
         """Why there is no mesh, or an old one; empty: it is the cluster's."""
         self.endpoint_method = ""
         """How the endpoint in the resource is known, as far as this agent knows."""
-        self.discovered = ""
-        """What discovery says is this node's endpoint; empty: nothing."""
+        self.discovered = Discovered()
+        """What discovery says is this node's endpoint."""
+        self._unsure = ""
+        """The endpoint that was published in this life for want of a better one."""
 
     # --- Source ---
 
@@ -123,10 +134,10 @@ class KubernetesSource:
         """Whether the API server answers, and is followed."""
         return not (self.meshes.problem or self.peers.problem) and self.peers.listing.complete
 
-    def discover(self, endpoint: str) -> None:
-        """Discovery has found this node's endpoint. "": it doesn't know one now, and the last one stays."""
-        if endpoint and endpoint != self.discovered:
-            self.discovered = endpoint
+    def discover(self, found: Discovered) -> None:
+        """Discovery has found this node's endpoint. With none in it: the last one stays."""
+        if found.endpoint and found != self.discovered:
+            self.discovered = found
             self._wake()
 
     def problems(self) -> list[str]:
@@ -271,7 +282,7 @@ class KubernetesSource:
         if trio.current_time() < self._correct_at:
             return False
         try:
-            endpoint, method = own_endpoint(view, self._own.name, self.discovered)
+            endpoint, method = own_endpoint(view, self._own.name, self.discovered, unsure=self._unsure)
             made = own_peer.new_peer(
                 self._own.name,
                 view.node,
@@ -286,30 +297,43 @@ class KubernetesSource:
         # The watch brings it, too: but what comes first must not find it missing again.
         peer = msgspec.json.decode(body, type=resources.Peer)
         self.peers.listing.known.setdefault(peer.metadata.name, peer)
-        self.endpoint_method = method
+        self._published(endpoint, method)
         self._log.info("peer.made", peer=self._own.name, allowed_ips=list(peer.spec.allowedIPs))
         self._wake()
         return False
+
+    def _published(self, endpoint: str, method: str) -> None:
+        """The resource has this endpoint now, known by this method; "": the one that it had."""
+        if not endpoint:
+            return
+        self.endpoint_method = method
+        self._unsure = (
+            endpoint
+            if method == INTERNAL_IP
+            or self.discovered == Discovered(endpoint=endpoint, method=method, sure=False)
+            else ""
+        )
 
     async def _correct(self, view: View, peer: resources.Peer) -> None:
         if trio.current_time() < self._correct_at:
             return
         try:
-            endpoint, method = own_endpoint(view, self._own.name, self.discovered)
+            endpoint, method = own_endpoint(view, self._own.name, self.discovered, unsure=self._unsure)
             patch = own_peer.correction(
                 peer,
                 public_key=str(self._own.private_key.public()),
                 endpoint=endpoint,
                 allowed_ips=own_allowed_ips(view, self._own.name),
             )
-            self.endpoint_method = method or self.endpoint_method
             if patch is None:
+                self._published(endpoint, method)
                 return
             path = own_peer.path_of(self._own.name)
             body = await self._client.request("PATCH", path, body=patch, kind=MERGE)
         except (ApiError, UnreachableError, ValueError) as error:
             self._not_written("peer.not_corrected", error)
             return
+        self._published(endpoint, method)
         self._correct_at = trio.current_time() + CORRECT_EVERY_S
         self.peers.listing.known[peer.metadata.name] = msgspec.json.decode(body, type=resources.Peer)
         self._log.info("peer.corrected", peer=self._own.name, fields=sorted(patch.get("spec", {})))
