@@ -9,7 +9,8 @@ import os
 from relayd.commands.flags import add_every_setting, given
 from relayd.commands.parser import Formatter
 from relayd.config.report import Effective, effective, examine, role_of
-from relayd.config.settings import ENV_PREFIX, RELAY, ROLES, Role
+from relayd.config.setting import ENV_PREFIX, Role
+from relayd.config.settings import RELAY, ROLES
 from relayd.config.toml import read_document
 from relayd.errors import ConfigError
 

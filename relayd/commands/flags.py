@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from relayd.config.settings import Role, Setting
+from relayd.config.setting import Role, Setting
 
 EVERY_SETTING = "settings"
 """The heading of `add_every_setting`'s flags."""

@@ -13,7 +13,8 @@ from relayd.commands.exit_status import MEANINGS
 from relayd.commands.flags import EVERY_SETTING
 from relayd.commands.parser import DESCRIPTION, HELP_ALL
 from relayd.commands.words import Command
-from relayd.config.settings import AGENT, INTERFACE_KEYS, PEER_KEYS, RELAY, Key, Setting
+from relayd.config.setting import Key, Setting
+from relayd.config.settings import AGENT, INTERFACE_KEYS, PEER_KEYS, RELAY
 from relayd.config.types import KEY_FILE, RELAY_CONTROL, STATE_DIR, agent_control
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from relayd.config.settings import Role
+from relayd.config.setting import Role
 from relayd.config.types import AgentConfig, RelayConfig
 
 Config = TypeVar("Config", RelayConfig, AgentConfig)

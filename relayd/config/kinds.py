@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from relayd.config import values
+from relayd.config import net_values, values
 from relayd.config.types import Auth, LogMode
 from relayd.config.values import Reader, WrongError
 
@@ -91,15 +91,15 @@ def _socket_path(value: object) -> Path:
 
 
 SWITCH = Kind(values.yes_or_no, "", values.yes_or_no_from_text, switch=True)
-LISTEN = Kind(values.listen_address, "ADDR:PORT")
-RELAYS = Kind(values.relays, "RELAY", several=True)
-INTERFACE = Kind(values.interface_name, "NAME")
+LISTEN = Kind(net_values.listen_address, "ADDR:PORT")
+RELAYS = Kind(net_values.relays, "RELAY", several=True)
+INTERFACE = Kind(net_values.interface_name, "NAME")
 FILE = Kind(values.file_path, "FILE", path=True)
 DIRECTORY = Kind(values.file_path, "DIR", path=True)
 SOCKET = Kind(_socket_path, "PATH", path=True)
-NODE = Kind(values.node_name, "NAME")
-SERVER = Kind(values.server_url, "URL")
+NODE = Kind(net_values.node_name, "NAME")
+SERVER = Kind(net_values.server_url, "URL")
 PORT = number(1, 65535, "a port", metavar="PORT")
-HOST = Kind(values.host, "HOST")
+HOST = Kind(net_values.host, "HOST")
 AUTH = choice(*get_args(Auth))
 LOG = Kind(values.log_mode, "MODE", choices=get_args(LogMode))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from relayd import marks
-from relayd.config import values
+from relayd.config import net_values, values
 from relayd.config.keyfile import read_private_key
 from relayd.config.mesh_checks import interface_mistakes, peer_mistakes
 from relayd.config.reading import Found, Reading
-from relayd.config.settings import AGENT, ENV_PREFIX, INTERFACE_KEYS, PEER_KEYS, RELAY, Role
+from relayd.config.setting import ENV_PREFIX, Role
+from relayd.config.settings import AGENT, INTERFACE_KEYS, PEER_KEYS, RELAY
 from relayd.config.toml import Document, KeyPath, Place
 from relayd.config.types import (
     KEY_FILE,
@@ -241,7 +242,7 @@ def _relays(found: Mapping[str, Found]) -> tuple[JoinString, ...]:
         for number, line in read_lines(Path(in_file.value)):
             place = Place(str(in_file.value), line=number)
             try:
-                relays.append(values.relay(line))
+                relays.append(net_values.relay(line))
             except WrongError as wrong:
                 raise place.error(wrong.problem, wrong.hint) from wrong
             places.append(place)

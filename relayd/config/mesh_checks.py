@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from relayd import marks
+from relayd.config.net_values import MIN_MTU_IPV6
 from relayd.config.toml import Document, Place
 from relayd.config.types import InterfaceConfig, PeerConfig
-from relayd.config.values import MIN_MTU_IPV6
 from relayd.errors import ConfigError
 from relayd.keys import PublicKey
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from relayd.config import values
-from relayd.config.settings import ENV_PREFIX, Key, Role, Setting
+from relayd.config.setting import ENV_PREFIX, Key, Role, Setting
 from relayd.config.toml import Document, KeyPath, Place, read_document
 from relayd.config.values import WrongError
 from relayd.errors import ConfigError

@@ -8,7 +8,8 @@ from typing import Any
 
 from relayd.config.load import Examined, examine_agent, examine_relay
 from relayd.config.reading import Found
-from relayd.config.settings import INTERFACE_KEYS, PEER_KEYS, RELAY, ROLES, Role, Setting
+from relayd.config.setting import Role, Setting
+from relayd.config.settings import INTERFACE_KEYS, PEER_KEYS, RELAY, ROLES
 from relayd.config.toml import Document, KeyPath, Place, dotted
 from relayd.config.types import AgentConfig, RelayConfig
 

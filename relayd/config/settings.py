@@ -6,139 +6,13 @@ key in the file and what help, man page and completion say about it come from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any
-
-import msgspec
 
 from relayd import marks
-from relayd.config import kinds, values
+from relayd.config import kinds, net_values, values
 from relayd.config.kinds import Kind
+from relayd.config.setting import Key, Role, Setting
 from relayd.config.types import HTTP_ADDRESS, AgentConfig, RelayConfig
-
-ENV_PREFIX = "RELAYD_"
-"""Unknown variables are let be: Kubernetes sets RELAYD_PORT and more for a Service named `relayd`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One value that flags, environment and file can give."""
-
-    table: str
-    """In the file."""
-
-    group: str
-    """The heading that it has in help texts."""
-
-    name: str
-    """Of the field of RelayConfig or AgentConfig."""
-
-    kind: Kind
-    help: str
-    """What it does, for the one who sets it: no capital, no full stop, no default."""
-
-    key: str = ""
-    """In its table, when it isn't the name."""
-
-    word: str = ""
-    """`--word` and RELAYD_WORD, when it isn't the name."""
-
-    variables: tuple[str, ...] = ()
-    """Other variables that give it, when its own doesn't: those that WireKube's manifests set."""
-
-    default: str = ""
-    """What the default is, in words, where the field's own doesn't say it."""
-
-    common: bool = False
-    """Named by --help; the others by --help-all and the man page."""
-
-    live: bool = False
-    """SIGHUP applies a new value; others wait for a restart."""
-
-    secret: bool = False
-    """Never shown."""
-
-    @property
-    def path(self) -> tuple[str, str]:
-        """Table and key in the file."""
-        return (self.table, self.key or self.name)
-
-    @property
-    def flag_word(self) -> str:
-        """What its flag and its variable are made of."""
-        return self.word or self.name
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.flag_word.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return ENV_PREFIX + self.flag_word.upper()
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of a table that describes a thing, as [interface] does. Only the file has those."""
-
-    kind: Kind
-    help: str
-    """As of a Setting."""
-
-    required: str = ""
-    """What to write where it is missing; "": it has a default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A relay or an agent: what it can be told."""
-
-    name: str
-    command: str
-    """`relayd COMMAND` runs it."""
-
-    config: type[RelayConfig] | type[AgentConfig]
-    settings: tuple[Setting, ...]
-    tables: tuple[str, ...] = ()
-    """Of its file, beside those of its settings."""
-
-    @property
-    def all_tables(self) -> tuple[str, ...]:
-        """Of its file."""
-        return tuple(dict.fromkeys((*self.tables, *(one.table for one in self.settings))))
-
-    def setting(self, name: str) -> Setting:
-        """The one with this name. Raises KeyError when there is none: a bug."""
-        for one in self.settings:
-            if one.name == name:
-                return one
-        raise KeyError(name)
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """By name, of those settings that have one."""
-        fields = msgspec.structs.fields(self.config)
-        return MappingProxyType({one.name: one.default for one in fields if not one.required})
-
-    def default_text(self, setting: Setting) -> str:
-        """The default as help texts say it; "" when there is none to name."""
-        if setting.default:
-            return setting.default
-        match self.defaults.get(setting.name):
-            case None:
-                return kinds.OFF if setting.name in self.defaults else ""
-            case bool(value):
-                return "yes" if value else "no"
-            case float(value):
-                return f"{value:g}"
-            case tuple(elements):
-                return ", ".join(map(str, elements))
-            case value:
-                return str(value)
-
 
 # At least the largest frame, and no more than a host can spare for a receiver that doesn't read.
 _QUEUE_BYTES = kinds.number(65540, 1 << 30, "bytes", metavar="BYTES")
@@ -148,7 +22,7 @@ _PER_S = Kind(values.positive(1e6), "N", values.number_from_text)
 _RATE = kinds.or_off(Kind(values.positive(1e12), "N", values.number_from_text))
 _COUNT = kinds.number(1, 1_000_000, "connections")
 _LISTEN = kinds.several(
-    values.listen_address,
+    net_values.listen_address,
     "ADDR:PORT",
     example=f"0.0.0.0:{marks.RELAY_PORT}",
     empty="there is no address to accept connections on",
@@ -157,7 +31,7 @@ _CONTROL = "the socket that relayd status asks"
 _HTTP = kinds.or_off(kinds.LISTEN)
 _HTTP_HELP = "serve metrics, health and the status page here"
 _HTTP_DEFAULT = f"{HTTP_ADDRESS}, or the next free port"
-_HTTP_NAMES = kinds.several(values.host_name, "NAME", example="gateway.example.net")
+_HTTP_NAMES = kinds.several(net_values.host_name, "NAME", example="gateway.example.net")
 _HTTP_NAMES_HELP = "host names by which that may be asked, beside IP addresses and this host's own name"
 _LOG = "how to log; auto: for people on a terminal"
 _QUEUE_BYTES_HELP = "a receiver that falls behind loses its oldest frames past this many bytes"
@@ -347,13 +221,13 @@ AGENT = Role(
         ),
         _paths(
             "endpoints",
-            kinds.several(values.peer_endpoint, "IP:PORT", example="203.0.113.5:51820"),
+            kinds.several(net_values.peer_endpoint, "IP:PORT", example="203.0.113.5:51820"),
             "where this host's WireGuard is reached, where you know it; may be repeated",
             default="found out",
         ),
         _paths(
             "stun",
-            kinds.several(values.stun_server, "HOST:PORT", example="stun.example.net:3478"),
+            kinds.several(net_values.stun_server, "HOST:PORT", example="stun.example.net:3478"),
             "STUN servers to ask beside the relay, which is one; may be repeated",
             default="the relay alone",
         ),
@@ -374,7 +248,7 @@ AGENT = Role(
         ),
         _paths(
             "candidate_interfaces",
-            kinds.several(values.interface_name, "NAME", example="eth0"),
+            kinds.several(net_values.interface_name, "NAME", example="eth0"),
             "interfaces whose addresses peers are told",
             default="all that lead somewhere, and no bridges, overlays or tunnels",
         ),
@@ -407,21 +281,21 @@ INTERFACE_KEYS = {
     ),
     "listen_port": Key(kinds.PORT, "WireGuard's own UDP port"),
     "address": Key(
-        kinds.several(values.interface_address, "ADDRESS/PREFIX", example="10.0.0.1/24"),
+        kinds.several(net_values.interface_address, "ADDRESS/PREFIX", example="10.0.0.1/24"),
         "this node's addresses in the tunnel, each with its network's prefix",
         'address = ["10.0.0.1/24"]',
     ),
-    "mtu": Key(kinds.number(values.MIN_MTU, values.MAX_MTU, "an MTU", metavar="BYTES"), "its MTU"),
+    "mtu": Key(kinds.number(net_values.MIN_MTU, net_values.MAX_MTU, "an MTU", metavar="BYTES"), "its MTU"),
 }
 """Of [interface]: an interface that the agent makes and keeps."""
 
 PEER_KEYS = {
     "public_key": Key(
-        Kind(values.public_key, "KEY"), "the peer's key", 'public_key = "<what wg pubkey prints>"'
+        Kind(net_values.public_key, "KEY"), "the peer's key", 'public_key = "<what wg pubkey prints>"'
     ),
     "allowed_ips": Key(
         kinds.several(
-            values.network,
+            net_values.network,
             "ADDRESS/PREFIX",
             example="10.0.0.2/32",
             empty="a peer without allowed IPs gets no traffic",
@@ -430,7 +304,7 @@ PEER_KEYS = {
         'allowed_ips = ["10.0.0.2/32"]',
     ),
     "endpoint": Key(
-        Kind(values.peer_endpoint, "IP:PORT"), "where it can be reached directly; without, by the relay"
+        Kind(net_values.peer_endpoint, "IP:PORT"), "where it can be reached directly; without, by the relay"
     ),
     "persistent_keepalive": Key(
         kinds.number(0, 65535, "seconds, 0 is off", metavar="SECONDS"),

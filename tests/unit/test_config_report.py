@@ -11,7 +11,8 @@ import pytest
 from relayd import cli
 from relayd.config import AgentConfig, RelayConfig, changes, load_agent
 from relayd.config.report import HIDDEN, effective, examine, role_of
-from relayd.config.settings import AGENT, RELAY, Role
+from relayd.config.setting import Role
+from relayd.config.settings import AGENT, RELAY
 from relayd.config.toml import parse_document
 from relayd.errors import ConfigError
 from relayd.join import JoinString

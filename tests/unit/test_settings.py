@@ -13,7 +13,8 @@ from relayd.commands import flags
 from relayd.commands.parser import make_parser
 from relayd.config import kinds, load_agent, load_relay
 from relayd.config.kinds import Kind
-from relayd.config.settings import AGENT, RELAY, ROLES, Role, Setting
+from relayd.config.setting import Role, Setting
+from relayd.config.settings import AGENT, RELAY, ROLES
 from relayd.config.types import AgentConfig
 from relayd.config.values import WrongError
 
