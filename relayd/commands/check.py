@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 def run(args: argparse.Namespace) -> int:
     """Look the host over. The exit status."""
     from relayd.doctor.command import check
+    from relayd.observe import log
 
     config = load_agent(args.config, given(args, AGENT, SETTINGS), relay_needed=False)
+    log.configure(config.log)  # to stderr: what is printed may be meant for a program
     return check(config, as_json=args.json)

@@ -18,7 +18,7 @@ from relayd.observe.text import printable
 
 
 def check(config: AgentConfig, *, as_json: bool) -> int:
-    """Print what stands in the way of an agent with `config` (`relay` may be ""). 0 when no error was found.
+    """Print what stands in the way of an agent with `config`, which may name no relay. 0: no error was found.
 
     Raises RelaydError when it can't be printed.
     """
@@ -53,6 +53,7 @@ def as_answer(config: AgentConfig, findings: list[Finding]) -> dict[str, object]
     return {
         "interface": config.interface,
         "relay": config.relays[0].address if config.relays else None,
+        "relays": [one.address for one in config.relays],
         "errors": counts["error"],
         "warnings": counts["warning"],
         "findings": [

@@ -8,6 +8,8 @@ from typing import Literal
 
 from relayd.kernel.firewall import Chain
 from relayd.kernel.routing import Address, Hop, RoutingState
+from relayd.keys import PublicKey
+from relayd.wire.identity import Trust
 
 NO_ROUTING = RoutingState(versions=(), rules=(), routes=())
 """Of a host whose routing could not be read."""
@@ -99,7 +101,27 @@ class RouteProof:
     unmarked: Hop | None
 
 
-Echo = Literal["returned", "challenged", "refused", "closed", "silent", "not asked"]
+Echo = Literal[
+    "welcomed",
+    "returned",
+    "challenged",
+    "wrong key",
+    "unproved",
+    "refused",
+    "closed",
+    "silent",
+    "TLS failed",
+    "not asked",
+]
+"""What came of asking, with a throwaway key.
+
+welcomed    the relay has proved its key, and lets us in
+returned    no Challenge, but a frame to ourselves came back: a relay that proves nothing
+challenged  a good Challenge, and nothing behind it
+wrong key   of its Challenge: not the pinned one, or none that anybody can own
+unproved    what it sent is no proof of the key that it showed
+refused     it says no, in `words`
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,17 +133,31 @@ class Reach:
 
     problem: str = ""
     echo: Echo = "not asked"
-    """What became of a frame that a throwaway key sent to itself."""
 
     words: str = ""
-    """The relay's own, when it refused."""
+    """Why not, as the relay or our own handshake says it."""
+
+    key: PublicKey | None = None
+    """The one that the relay showed, and that may be its: proved when it is `welcomed`."""
+
+    trust: Trust | None = None
+    """How that key is known, when it is proved."""
+
+    previous: PublicKey | None = None
+    """The key that this address had before, when it is another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayFacts:
-    """All about the way to the relay."""
+    """All about the way to one relay."""
 
     address: str
+    pinned: bool = False
+    """Whether its key is."""
+
+    insecure: bool = False
+    """Whether the agent takes one that proves nothing."""
+
     proofs: tuple[RouteProof, ...] = ()
     problem: str = ""
     """Why its name has no address."""
@@ -166,8 +202,8 @@ class HostFacts:
     """By the names that `sysctl` has for them; None: this kernel or interface has no such."""
 
     ports: tuple[PortHolder, ...] = ()
-    relay: RelayFacts | None = None
-    """None: nobody named one."""
+    relays: tuple[RelayFacts, ...] = ()
+    """All that the configuration names."""
 
     agent_runs: bool = False
     """Whether one answers for this interface."""

@@ -237,7 +237,7 @@ def reverse_path(facts: HostFacts) -> Iterator[Finding]:
 
 def _strict_underlay(facts: HostFacts, everywhere: int) -> Iterator[Finding]:
     """The relay's answers carry no mark: a strict filter looks up their way back without one."""
-    for proof in facts.relay.proofs if facts.relay is not None else ():
+    for proof in (proof for relay in facts.relays for proof in relay.proofs):
         if proof.marked is None or proof.unmarked is None or proof.address.version != 4:
             continue
         device = proof.marked.device

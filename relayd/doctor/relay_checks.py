@@ -1,11 +1,12 @@
-"""The way to the relay: not through the tunnel, and a relay at its end. Pure."""
+"""The way to each relay: not through the tunnel, and a relay at its end. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from relayd import marks
-from relayd.doctor.facts import HostFacts, Reach, RelayFacts
+from relayd.doctor.answer_checks import answer
+from relayd.doctor.facts import HostFacts, RelayFacts
 from relayd.doctor.finding import Finding
 from relayd.doctor.ours import ip
 from relayd.kernel.host_rules import loop, mark_rule
@@ -15,15 +16,18 @@ MARK = f"{marks.FWMARK:#x}"
 
 def routes(facts: HostFacts) -> Iterator[Finding]:
     """The proof: asked with the mark, the kernel sends the relay's packets past the tunnel."""
-    relay = facts.relay
-    if relay is None:
+    if not facts.relays:
         yield Finding(
             "route",
             "ok",
             "not looked at: no relay is named",
             meaning="--relay HOST:PORT, or the agent's configuration by --config",
         )
-        return
+    for relay in facts.relays:
+        yield from _routes(facts, relay)
+
+
+def _routes(facts: HostFacts, relay: RelayFacts) -> Iterator[Finding]:
     if relay.problem:
         yield Finding(
             "route",
@@ -64,16 +68,20 @@ def routes(facts: HostFacts) -> Iterator[Finding]:
 
 
 def reach(facts: HostFacts) -> Iterator[Finding]:
-    """What came of connecting, with the mark and without, and of one frame to oneself."""
-    relay = facts.relay
-    if relay is None or relay.unmarked is None:
+    """What came of connecting to each relay, with the mark and without, and of asking it."""
+    for relay in facts.relays:
+        yield from _reach(relay)
+
+
+def _reach(relay: RelayFacts) -> Iterator[Finding]:
+    if relay.unmarked is None:
         return
     with_mark, without = relay.marked, relay.unmarked
     if with_mark is None:
         yield Finding(
             "relay",
             "warning",
-            "not tried with the mark: this process may not mark",
+            f"{relay.address}: not tried with the mark: this process may not mark",
             meaning="with it packets can take another way than without",
             command="sudo relayd check",
         )
@@ -105,37 +113,7 @@ def reach(facts: HostFacts) -> Iterator[Finding]:
         )
         return
     asked = with_mark if with_mark is not None and with_mark.peer else without
-    yield from _echo(relay, asked)
-
-
-def _echo(relay: RelayFacts, asked: Reach) -> Iterator[Finding]:
-    if asked.echo == "returned":
-        yield Finding("relay", "ok", f"{asked.peer} is a relay: a frame to ourselves came back")
-    elif asked.echo == "challenged":
-        yield Finding("relay", "ok", f"{asked.peer} is a relay: it asks for a proof of our key")
-    elif asked.echo == "refused":
-        yield Finding(
-            "relay",
-            "ok",
-            f"{asked.peer} is a relay, and lets no stranger in: {asked.words}",
-            meaning="asked with a throwaway key; the agent's own key or token may well be known there",
-        )
-    elif asked.echo == "closed":
-        yield Finding(
-            "relay",
-            "warning",
-            f"{asked.peer} closed the connection as soon as a key was registered",
-            meaning="not a relay, or one that is full or lets no stranger in",
-            command="relayd status   # on the relay's host",
-        )
-    elif asked.echo == "silent":
-        yield Finding(
-            "relay",
-            "error",
-            f"{asked.peer} accepts TCP and gives no frame back",
-            meaning="not a relay; or it hangs, or something between swallows what is sent",
-            command=f"relayd status   # on the relay's host; is {relay.address} the right port?",
-        )
+    yield from answer(relay, asked)
 
 
 def _host(relay: RelayFacts) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 import trio
 
 from relayd import marks
+from relayd.agent.known_relays import KnownRelays
 from relayd.config import KEY_FILE, AgentConfig
-from relayd.coordination.model import RelayAddress
 from relayd.doctor import relay_probe, udp_ports
 from relayd.doctor.facts import (
     NO_ROUTING,
@@ -32,10 +32,13 @@ from relayd.doctor.facts import (
     UnreadFirewall,
     WireGuardFacts,
 )
+from relayd.doctor.relay_probe import Asked
 from relayd.errors import HostError, RelaydError
+from relayd.join import JoinString
 from relayd.kernel import discover, links
 from relayd.kernel.firewall import Chain, Iptables
 from relayd.kernel.routing import NetlinkRouting
+from relayd.kernel.state_dir import RELAYS
 from relayd.kernel.wireguard import open_wireguard
 from relayd.netio import mmsg
 from relayd.netio.datagrams import RECEIVE_BUFFER_BYTES
@@ -56,7 +59,7 @@ async def survey(config: AgentConfig) -> HostFacts:
     firewalls: list[FirewallDump] = []
     unread: list[UnreadFirewall] = []
     chains: list[Chain] = []
-    relay: RelayFacts | None = None
+    relays: dict[int, RelayFacts] = {}
     agent_runs, stale = False, ""
 
     async def look_at_interface() -> None:
@@ -67,16 +70,18 @@ async def survey(config: AgentConfig) -> HostFacts:
         nonlocal agent_runs, stale
         agent_runs, stale = await _agent(config.control_path)
 
-    async def try_relay() -> None:
-        nonlocal relay
-        if config.relays:
-            relay = await _relay(config.relays[0].address, may_mark=capabilities.may_mark)
+    known = _known_relays(Path(config.state_dir) / RELAYS)
+
+    async def try_relay(number: int, join: JoinString) -> None:
+        asked = Asked(join, known.key_of(join.address), config.insecure_relay)
+        relays[number] = await _relay(asked, may_mark=capabilities.may_mark)
 
     capabilities = _capabilities()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look_at_interface)
         nursery.start_soon(ask_agent)
-        nursery.start_soon(try_relay)
+        for number, join in enumerate(config.relays):
+            nursery.start_soon(try_relay, number, join)
         nursery.start_soon(_read_firewalls, firewalls, unread)
         nursery.start_soon(_read_kube_chains, chains, unread)
     routing, routing_problem = NO_ROUTING, ""
@@ -85,7 +90,7 @@ async def survey(config: AgentConfig) -> HostFacts:
     except HostError as error:
         routing_problem = str(error)
     listen_port = config.owned.listen_port if config.owned is not None else marks.DEFAULT_LISTEN_PORT
-    proofs = () if relay is None else relay.proofs
+    proofs = [proof for relay in relays.values() for proof in relay.proofs]
     devices = {proof.marked.device for proof in proofs if proof.marked is not None and proof.marked.device}
     return HostFacts(
         interface=config.interface,
@@ -102,7 +107,7 @@ async def survey(config: AgentConfig) -> HostFacts:
         unread_firewalls=tuple(unread),
         sysctls=_sysctls({"all", "lo", config.interface, *devices}),
         ports=udp_ports.holders({found.listen_port or listen_port, config.proxy_port}),
-        relay=relay,
+        relays=tuple(relays[number] for number in sorted(relays)),
         agent_runs=agent_runs,
         stale_socket=stale,
     )
@@ -308,8 +313,13 @@ def _has_lines(path: Path) -> bool:
 # --- the relay ---
 
 
-async def _relay(written: str, *, may_mark: bool) -> RelayFacts:
-    address = RelayAddress.parse(written)
+def _known_relays(path: Path) -> KnownRelays:
+    """What the agent remembers of its relays, where that may be read."""
+    return KnownRelays(path if os.access(path, os.R_OK) else None)
+
+
+async def _relay(asked: Asked, *, may_mark: bool) -> RelayFacts:
+    address, written = asked.address, asked.join.address
     try:
         with trio.fail_after(RESOLVE_S):
             entries = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -327,6 +337,13 @@ async def _relay(written: str, *, may_mark: bool) -> RelayFacts:
         RouteProof(address=one, marked=marked, unmarked=unmarked)
         for one, marked, unmarked in zip(found, *hops, strict=True)
     ]
-    with_mark = await relay_probe.try_marked(address) if may_mark else None
-    without = await relay_probe.try_unmarked(address, echo=with_mark is None or not with_mark.peer)
-    return RelayFacts(address=written, proofs=tuple(proofs), marked=with_mark, unmarked=without)
+    with_mark = await relay_probe.try_marked(asked) if may_mark else None
+    without = await relay_probe.try_unmarked(asked, echo=with_mark is None or not with_mark.peer)
+    return RelayFacts(
+        address=written,
+        pinned=asked.join.key is not None,
+        insecure=asked.insecure,
+        proofs=tuple(proofs),
+        marked=with_mark,
+        unmarked=without,
+    )

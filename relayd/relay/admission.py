@@ -16,6 +16,7 @@ from relayd.errors import ConfigError
 from relayd.keys import PublicKey
 from relayd.secret_file import lines_of
 from relayd.tokens import check_token
+from relayd.wire.identity import NO_TOKEN, WRONG_TOKEN
 from relayd.wire.relay_handshake import NotAdmittedError
 
 FLAPPING_S = 30.0
@@ -68,9 +69,9 @@ class Gate:
         if not self._digests:
             return "list"
         if not token:
-            raise NotAdmittedError("this relay asks for a token, and the agent has none")
+            raise NotAdmittedError(NO_TOKEN)
         if not self._knows(token):
-            raise NotAdmittedError("the token is not one of this relay's")
+            raise NotAdmittedError(WRONG_TOKEN)
         return "token" if self.allowed is None else "list and token"
 
     def admit_bare(self, key: PublicKey) -> str:

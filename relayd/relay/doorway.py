@@ -29,7 +29,7 @@ from relayd.relay.farewells import Farewells
 from relayd.relay.guard import Greeter
 from relayd.relay.tls_door import CLIENT_HELLO, TOO_MANY, TlsDoor
 from relayd.relay.waiting_room import WaitingRoom, place_of
-from relayd.wire.identity import Admitted, Refusal, Refused, Registered, RelayOutcome
+from relayd.wire.identity import TLS_ONLY, Admitted, Refusal, Refused, Registered, RelayOutcome
 from relayd.wire.relay_handshake import NotAdmittedError, State
 
 SHED_S = 0.05
@@ -174,8 +174,7 @@ class Doorway:
                     return
                 if self._tls.only:
                     self._leave_poller(newcomer)
-                    reason = "this relay speaks TLS only: its address begins with relayds://"
-                    self._refuse(arrival, Refused(Refusal.PROTOCOL, reason))
+                    self._refuse(arrival, Refused(Refusal.PROTOCOL, TLS_ONLY))
                     self._end(newcomer, arrival)
                     return
         try:

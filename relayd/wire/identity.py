@@ -60,6 +60,11 @@ AFTERWARDS = frozenset((PEER_GONE, DRAIN, HEALTH, PING, PONG))
 REPLACED = "replaced by a newer connection"
 """Text of the Error that a displaced connection gets; an agent knows it by this."""
 
+NO_TOKEN = "this relay asks for a token, and the agent has none"
+WRONG_TOKEN = "the token is not one of this relay's"
+TLS_ONLY = "this relay speaks TLS only: its address begins with relayds://"
+"""Texts of Errors of whose cause `relayd check` knows what mends it."""
+
 BEFORE_PROOF = "before_proof"
 """Why a frame of Part 1 was dropped during the handshake, as drops are counted."""
 

@@ -21,6 +21,8 @@ from relayd.doctor.facts import (
 )
 from relayd.doctor.finding import Finding
 from relayd.kernel.routing import LOCAL, MAIN, Hop, Route, RoutingState, Rule
+from relayd.wire.identity import Trust
+from tests.helpers.identities import private
 
 WANTED = 8 << 20
 KERNEL_RULES = tuple(
@@ -76,11 +78,14 @@ SET_UP = replace(
 """One on which it runs, and has done everything."""
 
 
+RELAY_KEY, OTHER_KEY = private("relay").public(), private("other").public()
+
+
 def relay(**changes: Any) -> RelayFacts:
     facts = RelayFacts(
         address="192.0.2.1:3478",
         proofs=(RouteProof(address=RELAY, marked=ETH0, unmarked=ETH0),),
-        marked=Reach(peer="192.0.2.1:3478", echo="returned"),
+        marked=Reach(peer="192.0.2.1:3478", echo="welcomed", key=RELAY_KEY, trust=Trust.PINNED),
         unmarked=Reach(peer="192.0.2.1:3478"),
     )
     return replace(facts, **changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Any
 
@@ -14,6 +15,9 @@ from relayd.demo.host import check_programs
 from relayd.demo.lab import RELAYD, Lab, Node
 from relayd.demo.tunnel import Tunnel
 from relayd.errors import HostError
+from relayd.join import JoinString
+from relayd.keys import PrivateKey
+from relayd.wire.identity import NO_TOKEN, WRONG_TOKEN
 from tests.helpers.netns import relay_status, snapshot, status_of, wait_until, write
 
 RELAY = "192.0.2.1:3478"
@@ -109,7 +113,7 @@ def test_a_good_host_has_no_fault_and_nothing_is_changed(lab: Lab, host: Node) -
     assert status == 0
     assert [one for one in found if one["level"] != "ok"] == []
     texts = " ".join(one["text"] for one in found)
-    assert "it asks for a proof of our key" in texts
+    assert "has proved key" in texts
     assert "192.0.2.1 with the mark goes dev to-relay table main" in texts
     assert "wire_kube is a userspace WireGuard, with 0 peers, on UDP port 51820" in texts
 
@@ -261,6 +265,70 @@ def test_a_relay_that_is_down_is_found(lab: Lab, host: Node) -> None:
     assert "Connection refused" in only((status, findings), "relay")["text"]
 
 
+@pytest.fixture(scope="module")
+def locked(relay_host: Node) -> JoinString:
+    """What a second relay on the same host prints: it wants a token, and makes itself a certificate."""
+    serving = relay_host.relayd(
+        *("serve", "--listen", "0.0.0.0:3490", "--host", "192.0.2.1", "--tls-self-signed", "--http", "off"),
+        *("--state", "/run/locked-state", "--control", "/run/locked.sock"),
+    )
+    wait_until(lambda: status_of(relay_host, "/run/locked.sock"), "the second relay answers")
+    return JoinString.parse(next(line for line in serving.output().splitlines() if "://" in line))
+
+
+def test_by_its_join_string_a_relay_is_known_over_tls_and_without(
+    lab: Lab, host: Node, locked: JoinString
+) -> None:
+    key = locked.key
+    assert key is not None
+    for join in (locked, replace(locked, tls=False, pin=None)):
+        status, findings = check(lab, host, relay=join.format())
+        assert faults((status, findings)) == []
+        assert f"192.0.2.1:3490 has proved the pinned key {key.short()}, and lets us in" in [
+            one["text"] for one in findings
+        ]
+
+
+def test_what_is_wrong_in_a_join_string_is_told_and_what_the_relay_prints_mends_it(
+    lab: Lab, host: Node, relay_host: Node, locked: JoinString
+) -> None:
+    other = PrivateKey(bytes(range(32))).public()
+    assert locked.key is not None
+    for wrong, words in (
+        (replace(locked, key=other), f"key is {locked.key.short()}, and {other.short()} is pinned"),
+        (replace(locked, token="wrong-token-of-another"), WRONG_TOKEN),
+        (replace(locked, token=""), NO_TOKEN),
+        (replace(locked, pin=bytes(32)), f"has the key pin={locked.shown_pin}, and the join string says"),
+        (replace(locked, pin=None), "certificate: self-signed certificate"),
+        (replace(locked, port=3478), "TLS: "),  # a relay that has none
+    ):
+        found = only(check(lab, host, relay=wrong.format()), "relay")
+        assert (found["level"], words in found["text"]) == ("error", True), found
+        assert "wrong-token-of-another" not in json.dumps(found)
+    command = found["command"].partition(" ")[2].partition("#")[0].split()
+    flags = ["--listen", "0.0.0.0:3490", "--host", "192.0.2.1", "--tls-self-signed"]
+    printed = relay_host.run(*RELAYD, *command, *flags, "--state", "/run/locked-state")
+    assert locked.format() in printed.splitlines()
+
+
+def test_a_relay_key_that_changed_since_the_agent_saw_it_is_a_warning(lab: Lab, host: Node) -> None:
+    before = PrivateKey(bytes(range(32))).public()
+    host.run("mkdir", "-p", "/run/state")
+    write(host, "/run/state/relays.json", json.dumps({"relays": {RELAY: str(before)}, "version": 1}))
+    write(host, "/run/agent.toml", f'[relay]\naddress = "{RELAY}"\n[agent]\nstate_dir = "/run/state"\n')
+    found = only(check(lab, host, "--config", "/run/agent.toml", relay=""), "relay")
+    assert (found["level"], f"had {before.short()} before" in found["text"]) == ("warning", True)
+
+
+def test_every_relay_is_looked_at(lab: Lab, host: Node, locked: JoinString) -> None:
+    status, findings = check(lab, host, relay=f"{RELAY},192.0.2.1:3479,{locked.format()}")
+    assert status == 1
+    assert "192.0.2.1:3479 can't be reached" in only((status, findings), "relay")["text"]
+    texts = " ".join(one["text"] for one in findings)
+    assert f"{RELAY} has proved key" in texts
+    assert "192.0.2.1:3490 has proved the pinned key" in texts
+
+
 def test_something_that_accepts_and_says_nothing_is_no_relay(lab: Lab, host: Node, relay_host: Node) -> None:
     script = (
         "import socket, time; s = socket.create_server(('192.0.2.1', 3480)); print('up', flush=True); "
@@ -280,7 +348,7 @@ def test_without_capabilities_that_is_said_and_the_rest_is_looked_at(lab: Lab, h
     assert "CAP_NET_ADMIN is missing" in only((status, findings), "capabilities")["text"]
     # (The relay is asked without the mark then.)
     assert "not tried with the mark" in only((status, findings), "relay")["text"]
-    assert any("it asks for a proof of our key" in one["text"] for one in findings)
+    assert any("has proved key" in one["text"] for one in findings)
 
 
 def test_an_interface_that_is_not_wireguard_is_an_error(lab: Lab, host: Node) -> None:
@@ -305,7 +373,7 @@ def test_the_agents_configuration_is_taken(lab: Lab, host: Node) -> None:
     texts = " ".join(one["text"] for one in findings)
     assert "no interface wg9" in texts
     assert "UDP port 23456" in texts
-    assert "it asks for a proof of our key" in texts
+    assert "has proved key" in texts
     assert status == 0 or faults((status, findings), "wireguard")  # by what this kernel has
 
 

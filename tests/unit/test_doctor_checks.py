@@ -21,11 +21,14 @@ from relayd.doctor.facts import (
     WireGuardFacts,
 )
 from relayd.doctor.finding import Finding
+from relayd.wire.identity import NO_TOKEN, TLS_ONLY, WRONG_TOKEN, Trust
 from tests.helpers.doctor_facts import (
     BARE,
     DOWN,
     ETH0,
+    OTHER_KEY,
     RELAY,
+    RELAY_KEY,
     ROUTE,
     SET_UP,
     TUNNEL,
@@ -45,7 +48,7 @@ def test_a_bare_host_has_no_fault() -> None:
 
 
 def test_a_host_that_is_set_up_has_no_fault() -> None:
-    assert faults(replace(SET_UP, relay=relay())) == []
+    assert faults(replace(SET_UP, relays=(relay(),))) == []
 
 
 def test_a_complaint_without_a_way_out_is_a_bug() -> None:
@@ -184,11 +187,11 @@ def test_a_strict_underlay_drops_a_relay_that_unmarked_packets_reach_by_the_tunn
     facts = replace(
         SET_UP,
         sysctls=dict(SET_UP.sysctls) | {"net.ipv4.conf.eth0.rp_filter": 1},
-        relay=relay(proofs=(RouteProof(address=RELAY, marked=ETH0, unmarked=TUNNEL),)),
+        relays=(relay(proofs=(RouteProof(address=RELAY, marked=ETH0, unmarked=TUNNEL),)),),
     )
     found = of("rp_filter", facts)[1]
     assert (found.level, found.command) == ("error", "sysctl -w net.ipv4.conf.eth0.rp_filter=2")
-    same_way = replace(facts, relay=relay())
+    same_way = replace(facts, relays=(relay(),))
     assert [one.level for one in of("rp_filter", same_way)] == ["ok"]
 
 
@@ -209,7 +212,7 @@ def test_without_a_relay_the_way_to_it_is_not_looked_at() -> None:
 
 def test_a_relay_through_the_tunnel_is_a_loop() -> None:
     looped = relay(proofs=(RouteProof(address=RELAY, marked=TUNNEL, unmarked=TUNNEL),))
-    found = one("route", replace(with_rules(table_rule()), relay=looped))
+    found = one("route", replace(with_rules(table_rule()), relays=(looped,)))
     assert (found.level, "a loop" in found.text) == ("error", True)
     assert found.command.splitlines() == [
         "ip rule add priority 110 fwmark 0x574b lookup main",
@@ -219,61 +222,104 @@ def test_a_relay_through_the_tunnel_is_a_loop() -> None:
 
 def test_a_relay_that_only_the_tunnel_reaches_is_an_error_and_no_loop() -> None:
     by_table = relay(proofs=(RouteProof(address=RELAY, marked=TUNNEL, unmarked=TUNNEL),))
-    found = one("route", replace(SET_UP, relay=by_table))
+    found = one("route", replace(SET_UP, relays=(by_table,)))
     assert (found.level, "the main table has no way there" in found.text) == ("error", True)
 
 
 def test_one_family_without_a_route_is_a_warning_when_the_other_has_one() -> None:
     sixth = RouteProof(address=ip_address("2001:db8::1"), marked=None, unmarked=None)
-    found = of("route", replace(SET_UP, relay=relay(proofs=(*relay().proofs, sixth))))
+    found = of("route", replace(SET_UP, relays=(relay(proofs=(*relay().proofs, sixth)),)))
     assert [finding.level for finding in found] == ["ok", "warning"]
     assert found[1].command == "ip -6 route get 2001:db8::1 mark 0x574b"
-    assert one("route", replace(SET_UP, relay=relay(proofs=(sixth,)))).level == "error"
+    assert one("route", replace(SET_UP, relays=(relay(proofs=(sixth,)),))).level == "error"
 
 
 def test_a_name_without_an_address_is_an_error() -> None:
     facts = RelayFacts(address="nowhere.invalid:3478", problem="Name or service not known")
-    found = one("route", replace(BARE, relay=facts))
+    found = one("route", replace(BARE, relays=(facts,)))
     assert (found.level, found.command) == ("error", "getent ahosts nowhere.invalid")
 
 
 def test_a_relay_that_is_down_is_one_error() -> None:
-    found = one("relay", replace(SET_UP, relay=relay(marked=DOWN, unmarked=DOWN)))
+    found = one("relay", replace(SET_UP, relays=(relay(marked=DOWN, unmarked=DOWN),)))
     assert (found.level, "Connection refused" in found.text) == ("error", True)
     assert found.command.startswith("nc -vz 192.0.2.1 3478\n")
 
 
 def test_a_relay_that_marked_packets_alone_don_t_reach_is_an_error() -> None:
-    found = one("relay", replace(SET_UP, relay=relay(marked=DOWN)))
+    found = one("relay", replace(SET_UP, relays=(relay(marked=DOWN),)))
     assert (found.level, "not with it" in found.text) == ("error", True)
     assert found.command == "ip rule; ip route get 192.0.2.1 mark 0x574b"
 
 
 def test_a_relay_that_only_marked_packets_reach_is_fine() -> None:
-    found = of("relay", replace(SET_UP, relay=relay(unmarked=DOWN)))
+    found = of("relay", replace(SET_UP, relays=(relay(unmarked=DOWN),)))
     assert [finding.level for finding in found] == ["ok", "ok"]
 
 
 def test_not_being_allowed_to_mark_is_said_and_the_relay_asked_all_the_same() -> None:
-    unmarked = Reach(peer="192.0.2.1:3478", echo="returned")
-    found = of("relay", replace(BARE, relay=relay(marked=None, unmarked=unmarked)))
+    unmarked = Reach(peer="192.0.2.1:3478", echo="welcomed", key=RELAY_KEY, trust=Trust.PINNED)
+    found = of("relay", replace(BARE, relays=(relay(marked=None, unmarked=unmarked),)))
     assert [finding.level for finding in found] == ["warning", "ok"]
 
 
 @pytest.mark.parametrize(
     ("echo", "level", "words"),
     [
-        ("returned", "ok", "came back"),
-        ("challenged", "ok", "asks for a proof"),
-        ("refused", "ok", "lets no stranger in: not on the list"),
+        ("welcomed", "ok", "has proved the pinned key"),
+        ("returned", "error", "doesn't prove who it is, and its key is pinned"),
+        ("challenged", "error", "doesn't answer the proof"),
+        ("wrong key", "error", "not the one"),
+        ("unproved", "error", "not the one"),
+        ("TLS failed", "error", "not the one"),
+        ("refused", "ok", "lets no stranger in: not the one"),
         ("closed", "warning", "closed the connection"),
         ("silent", "error", "gives no frame back"),
     ],
 )
-def test_what_became_of_the_frame(echo: Echo, level: str, words: str) -> None:
-    marked = Reach(peer="192.0.2.1:3478", echo=echo, words="not on the list")
-    found = of("relay", replace(SET_UP, relay=relay(marked=marked)))[-1]
+def test_what_came_of_asking_the_relay(echo: Echo, level: str, words: str) -> None:
+    marked = Reach(peer="192.0.2.1:3478", echo=echo, words="not the one", key=RELAY_KEY, trust=Trust.PINNED)
+    found = of("relay", replace(SET_UP, relays=(relay(marked=marked, pinned=True),)))[-1]
     assert (found.level, words in found.text) == (level, True)
+
+
+@pytest.mark.parametrize(
+    ("trust", "level", "words"),
+    [
+        (Trust.FIRST, "ok", "none is pinned"),
+        (Trust.REMEMBERED, "ok", "as before"),
+        (Trust.CHANGED, "warning", f"had {OTHER_KEY.short()} before"),
+    ],
+)
+def test_how_the_relays_key_is_known(trust: Trust, level: str, words: str) -> None:
+    marked = Reach(peer="192.0.2.1:3478", echo="welcomed", key=RELAY_KEY, trust=trust, previous=OTHER_KEY)
+    found = of("relay", replace(SET_UP, relays=(relay(marked=marked),)))[-1]
+    assert (found.level, words in found.text, RELAY_KEY.short() in found.text) == (level, True, True)
+
+
+@pytest.mark.parametrize("words", [NO_TOKEN, WRONG_TOKEN, TLS_ONLY])
+def test_a_refusal_that_another_join_string_mends_is_an_error(words: str) -> None:
+    marked = Reach(peer="192.0.2.1:3478", echo="refused", words=words, key=RELAY_KEY)
+    found = of("relay", replace(SET_UP, relays=(relay(marked=marked),)))[-1]
+    assert (found.level, words in found.text, "--show-join" in found.command) == ("error", True, True)
+
+
+def test_a_relay_that_proves_nothing_is_fine_where_that_is_allowed() -> None:
+    marked = Reach(peer="192.0.2.1:3478", echo="returned")
+    allowed = of("relay", replace(SET_UP, relays=(relay(marked=marked, insecure=True),)))[-1]
+    assert allowed.level == "ok"
+    found = of("relay", replace(SET_UP, relays=(relay(marked=marked),)))[-1]
+    assert (found.level, "--insecure-relay" in found.command) == ("error", True)
+
+
+def test_each_relay_is_looked_at() -> None:
+    second = relay(address="192.0.2.9:3478", marked=DOWN, unmarked=DOWN)
+    found = of("relay", replace(SET_UP, relays=(relay(), second)))
+    assert [(one.level, "192.0.2.9" in one.text) for one in found] == [
+        ("ok", False),
+        ("ok", False),
+        ("error", True),
+    ]
 
 
 # --- state and leftovers ---

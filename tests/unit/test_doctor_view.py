@@ -67,7 +67,7 @@ def test_what_a_host_says_does_not_reach_the_terminal_raw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "status"), [(SET_UP, 0), (replace(BARE, relay=relay(marked=DOWN, unmarked=DOWN)), 1)]
+    ("facts", "status"), [(SET_UP, 0), (replace(BARE, relays=(relay(marked=DOWN, unmarked=DOWN),)), 1)]
 )
 def test_the_exit_status_tells_whether_there_is_an_error(
     facts: HostFacts, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -79,7 +79,7 @@ def test_the_exit_status_tells_whether_there_is_an_error(
     assert command.check(AgentConfig(), as_json=True) == status
     answer = json.loads(capsys.readouterr().out)
     assert answer["errors"] == status
-    assert answer["relay"] is None
+    assert (answer["relay"], answer["relays"]) == (None, [])
     assert {finding["level"] for finding in answer["findings"]} <= {"ok", "warning", "error"}
     for finding in answer["findings"]:
         assert "\\n" not in finding["command"], "a command of two lines is two lines"
