@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     config = load()
     log.configure(config.log)
     if args.show_join:
-        from relayd.relay.server import show_join
+        from relayd.relay.show_join import show_join
 
         show_join(config)
         return 0

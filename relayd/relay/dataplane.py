@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 
 from relayd.endpoints import Endpoint
@@ -25,10 +25,10 @@ from relayd.netio.delays import Delays
 from relayd.netio.outbox import Outbox
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import IOV_MAX, set_options
+from relayd.relay.bounds import Bounds
 from relayd.relay.connection import ARENA_BYTES, Connection
 from relayd.relay.counters import OUTBOX_COUNTERS, PORT_COUNTERS, counts
 from relayd.relay.notices import GoneNotices
-from relayd.relay.rates import KeyRates
 from relayd.relay.switch import Switch
 from relayd.relay.throttle import Throttle
 from relayd.wire.frames import LENGTH_BYTES, MAX_LENGTH
@@ -46,22 +46,6 @@ SHRINK_PARTS = 8
 
 OnControl = Callable[[Connection, int, memoryview], None]
 OnClosed = Callable[[Connection, str, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much one connection may take up."""
-
-    round_bytes: int
-    """Most that is read from one connection before the others have their turn."""
-    queue_bytes: int
-    queue_age_s: float
-    memory_bytes: int
-    """Most that all outboxes together hold."""
-    rates: KeyRates
-    """What one key may send."""
-    stalled_s: float
-    """A connection that takes no byte of what waits for it for so long is closed."""
 
 
 class DataPlane:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import os
 import socket
 import time
 from collections.abc import Collection, Iterator
@@ -12,13 +11,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import msgspec
 import trio
 
 import relayd
 from relayd.config import RelayConfig
 from relayd.endpoints import Endpoint
-from relayd.errors import ConfigError
 from relayd.manager.handover import PREFIX, ended_in_order
 from relayd.manager.manager import Manager
 from relayd.manager.status_line import status_services
@@ -30,6 +27,7 @@ from relayd.observe.http_server import open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.observe.telling import Telling
+from relayd.relay.bounds import Bounds
 from relayd.relay.claims import Claims
 from relayd.relay.cluster_admission import ClusterAdmission
 from relayd.relay.cluster_key import share_key
@@ -37,7 +35,7 @@ from relayd.relay.connection import Connection
 from relayd.relay.control import Control
 from relayd.relay.counters import counts
 from relayd.relay.credentials import AdmissionFiles, Credentials, join_string, load_credentials
-from relayd.relay.dataplane import Bounds, DataPlane
+from relayd.relay.dataplane import DataPlane
 from relayd.relay.door_limits import DoorLimits
 from relayd.relay.doorway import Doorway
 from relayd.relay.guard import Greeter, Guard
@@ -339,33 +337,6 @@ async def serve(
             port = Endpoint.of_socket(listeners[0].getsockname()).port
             print(join_string(config, credentials, port).format(), flush=True)
             task_status.started()
-
-
-def show_join(config: RelayConfig) -> None:
-    """Print the join string of a relay that has been started with this configuration before.
-
-    Raises ConfigError and HostError, and changes nothing.
-    """
-    ports = [Endpoint.parse(text).port for text in config.listen]
-    if not ports[0]:
-        raise ConfigError("port 0 means any free one: the join string can't be known", source="--listen")
-    config = _seen_by_its_owner(config)
-    print(join_string(config, load_credentials(config, make=False), ports[0]).format())
-
-
-def _seen_by_its_owner(config: RelayConfig) -> RelayConfig:
-    """For root, who asks for the secrets of a relay that runs as another user, as under systemd: look from
-    inside its state directory, as that user, who alone may have chosen what is in there."""
-    try:
-        owner = os.stat(config.state_dir)
-        if os.geteuid() or not owner.st_uid:
-            return config
-        os.chdir(config.state_dir)  # root's to do: what is above it may be closed to that user
-        os.setegid(owner.st_gid)
-        os.seteuid(owner.st_uid)
-    except OSError:  # as load_credentials is about to say
-        return config
-    return msgspec.structs.replace(config, state_dir=".")
 
 
 def _say_who_may_enter(config: RelayConfig, credentials: Credentials) -> None:

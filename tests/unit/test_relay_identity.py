@@ -14,7 +14,7 @@ from relayd.errors import ConfigError, HostError
 from relayd.join import JoinString
 from relayd.relay import claims
 from relayd.relay.credentials import load_credentials
-from relayd.relay.server import show_join
+from relayd.relay.show_join import show_join
 from relayd.wire import frames
 from relayd.wire.identity import REPLACED
 from relayd.wire.identity_frames import HEALTH, encode_ping, encode_pong
