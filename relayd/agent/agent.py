@@ -203,14 +203,7 @@ class Agent:
         addresses = LoopbackAddresses(Path(config.state_dir) / FILE_NAME)
         # Link and proxy know each other by one function each; the link sends nothing before it runs.
         known = KnownRelays(Path(config.state_dir) / RELAYS)
-        link_settings = LinkSettings(
-            dial_timeout_s=config.dial_timeout_s,
-            keepalive_s=config.keepalive_s,
-            probe_s=config.echo_s,
-            queue_bytes=config.queue_bytes,
-            queue_age_s=config.queue_age_ms / 1e3,
-            insecure=config.insecure_relay,
-        )
+        link_settings = LinkSettings.of(config)
 
         def make_link(
             relay: JoinString,
