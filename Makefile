@@ -63,7 +63,7 @@ test:
 	$(LIMIT) 180 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/browser
 	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"
 	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
-	$(LIMIT) 420 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
+	$(LIMIT) 600 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
 	$(LIMIT) 900 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
 		"$$python" -m pytest -p no:cacheprovider tests/kernel
