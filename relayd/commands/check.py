@@ -8,7 +8,7 @@ from relayd.commands.flags import add_file, add_settings, given
 from relayd.config import load_agent
 from relayd.config.settings import AGENT
 
-SETTINGS = ("relays", "relay_file", "interface")
+SETTINGS = ("relays", "relay_file", "insecure_relay", "interface")
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:

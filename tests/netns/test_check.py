@@ -17,7 +17,7 @@ from relayd.demo.tunnel import Tunnel
 from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.keys import PrivateKey
-from relayd.wire.identity import NO_TOKEN, WRONG_TOKEN
+from relayd.wire.identity import NO_TOKEN, TLS_ONLY, WRONG_TOKEN
 from tests.helpers.netns import relay_status, snapshot, status_of, wait_until, write
 
 RELAY = "192.0.2.1:3478"
@@ -311,6 +311,29 @@ def test_what_is_wrong_in_a_join_string_is_told_and_what_the_relay_prints_mends_
     assert locked.format() in printed.splitlines()
 
 
+def test_a_list_of_keys_keeps_the_check_out_and_that_is_no_fault(
+    lab: Lab, host: Node, relay_host: Node
+) -> None:
+    listed = PrivateKey(bytes(range(32))).public()
+    write(relay_host, "/run/listed", f"{listed}\n")
+    serving = relay_host.relayd(
+        *("serve", "--listen", "0.0.0.0:3491", "--host", "192.0.2.1", "--tls-self-signed", "--tls-only"),
+        *("--allow-list", "/run/listed", "--state", "/run/listed-state", "--control", "/run/listed.sock"),
+        *("--http", "off"),
+    )
+    wait_until(lambda: status_of(relay_host, "/run/listed.sock"), "the third relay answers")
+    join = JoinString.parse(next(line for line in serving.output().splitlines() if "://" in line))
+    assert join.key is not None
+    status, findings = check(lab, host, relay=join.format())
+    assert (status, faults((status, findings))) == (0, [])
+    (told,) = [one["text"] for one in findings if "no stranger" in one["text"]]
+    assert f"shows the pinned key {join.key.short()}, and lets no stranger in: key " in told
+    # The same relay without TLS, which it doesn't speak.
+    plain = only(check(lab, host, relay=replace(join, tls=False, pin=None).format()), "relay")
+    assert (plain["level"], TLS_ONLY in plain["text"]) == ("error", True)
+    lab.discard(serving)
+
+
 def test_a_relay_key_that_changed_since_the_agent_saw_it_is_a_warning(lab: Lab, host: Node) -> None:
     before = PrivateKey(bytes(range(32))).public()
     host.run("mkdir", "-p", "/run/state")
@@ -327,6 +350,33 @@ def test_every_relay_is_looked_at(lab: Lab, host: Node, locked: JoinString) -> N
     texts = " ".join(one["text"] for one in findings)
     assert f"{RELAY} has proved key" in texts
     assert "192.0.2.1:3490 has proved the pinned key" in texts
+
+
+ECHO = """
+import socket
+server = socket.create_server(("192.0.2.1", 3492))
+print("up", flush=True)
+while True:
+    connection, _ = server.accept()
+    with connection:
+        register = connection.recv(37, socket.MSG_WAITALL)
+        while data := connection.recv(65536):
+            connection.sendall(data)
+"""
+"""To one connection it is a relay that knows no handshake: Register has no answer, and Data to oneself comes
+back."""
+
+
+def test_a_relay_that_proves_nothing_is_an_error_unless_that_is_allowed(
+    lab: Lab, host: Node, relay_host: Node
+) -> None:
+    simple = relay_host.start("python3", "-c", ECHO)
+    simple.wait_for_output("up", CHECK_S)
+    found = only(check(lab, host, relay="192.0.2.1:3492"), "relay")
+    assert (found["level"], "doesn't prove who it is" in found["text"]) == ("error", True)
+    assert "--insecure-relay" in found["command"]
+    assert check(lab, host, "--insecure-relay", relay="192.0.2.1:3492")[0] == 0
+    lab.discard(simple)
 
 
 def test_something_that_accepts_and_says_nothing_is_no_relay(lab: Lab, host: Node, relay_host: Node) -> None:
