@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from math import inf
+
 
 class TokenBucket:
-    """Full at first. Pure: the caller has the clock."""
+    """Full at first. It may be overdrawn, and is empty until that is made good.
 
-    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+    Pure: the caller has the clock (monotonic seconds); one that goes back gives nothing.
+    """
 
-    def __init__(self, *, rate_per_s: float, burst: float) -> None:
-        self._rate, self._burst = rate_per_s, burst
-        self._tokens, self._at = burst, float("-inf")
+    __slots__ = ("_at", "_burst", "_level", "_rate_per_s")
 
-    def take(self, now: float, count: float = 1.0) -> bool:
-        """Whether `count` may pass at `now` (monotonic seconds); if so they are taken."""
+    def __init__(self, rate_per_s: float, burst: float, now: float = -inf) -> None:
+        self._rate_per_s, self._burst = rate_per_s, burst
+        self._level, self._at = burst, now
+
+    def level(self, now: float) -> float:
+        """What may be taken; below 0: overdrawn."""
         if now > self._at:
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+            self._level = min(self._burst, self._level + (now - self._at) * self._rate_per_s)
             self._at = now
-        if self._tokens < count:
+        return self._level
+
+    def spent(self, now: float) -> float:
+        """What is missing from a full one."""
+        return self._burst - self.level(now)
+
+    def take(self, amount: float, now: float) -> float:
+        """Take `amount` whatever there is. -> seconds until it is good for more"""
+        left = self.level(now) - amount
+        self._level = left
+        return max(0.0, -left / self._rate_per_s)
+
+    def try_take(self, amount: float, now: float) -> bool:
+        """Take `amount` if there is so much."""
+        if self.level(now) < amount:
             return False
-        self._tokens -= count
+        self._level -= amount
         return True

@@ -12,7 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from relayd.config import RelayConfig
-from relayd.relay.rates import BucketOf, TokenBucket
+from relayd.relay.rates import BucketOf
+from relayd.token_bucket import TokenBucket
 
 BURST_S = 4.0
 """So many seconds' worth may come at once from an address: a site whose agents all come back."""

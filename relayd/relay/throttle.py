@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from relayd.relay.connection import Connection
-from relayd.relay.rates import BucketOf, KeyRates, TokenBucket
+from relayd.relay.rates import BucketOf, KeyRates
+from relayd.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from relayd.relay.dataplane import DataPlane

@@ -36,7 +36,7 @@ class NatProber:
         if request.address != requester.address or not request.port:
             self.counts["refused_not_requester"] += 1
             return
-        if not self._bucket.take(self._poller.now):
+        if not self._bucket.try_take(1.0, self._poller.now):
             self.counts["refused_rate"] += 1
             return
         bound = next((sock for sock in self._sockets if sock.family == socket.AF_INET), None)

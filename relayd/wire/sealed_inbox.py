@@ -70,7 +70,7 @@ class SealedInbox:
             if peer is None:
                 self.drops["unknown_key"] += 1
                 return None
-            if not peer.bucket.take(now):
+            if not peer.bucket.try_take(1.0, now):
                 self.drops["rate"] += 1
                 return None
             return Opened(sender, self._channel(sender, peer).open_untrusted(datagram))

@@ -19,9 +19,10 @@ from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.relay import reload
 from relayd.relay.door_limits import FULL, TOO_FAST, TOO_MANY_HERE, Counting, DoorLimits
-from relayd.relay.rates import BucketOf, TokenBucket
+from relayd.relay.rates import BucketOf
 from relayd.relay.waiting_room import WaitingRoom, place_of
 from relayd.signals import Signals
+from relayd.token_bucket import TokenBucket
 from relayd.wire import frames
 from tests.helpers.identities import ALICE, BOB, MALLORY
 from tests.helpers.running_relay import Client, Running, relay
@@ -338,10 +339,10 @@ async def test_sighup_reads_them_again_at_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_key_has_used_up_stays_used_up_over_a_restart() -> None:
-    bucket = TokenBucket(rate=100.0, burst=50.0, now=0.0)
+    bucket = TokenBucket(rate_per_s=100.0, burst=50.0, now=0.0)
     bucket.take(70.0, 0.0)
     assert bucket.spent(0.1) == 60.0
-    after = TokenBucket(rate=100.0, burst=50.0, now=7.0)
+    after = TokenBucket(rate_per_s=100.0, burst=50.0, now=7.0)
     after.take(bucket.spent(0.1), 7.0)
     assert after.level(7.0) == -10.0
     assert after.spent(8.0) == 0.0

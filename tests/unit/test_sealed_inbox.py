@@ -185,7 +185,7 @@ def test_the_memory_of_former_lives_is_bounded() -> None:
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     bucket = TokenBucket(rate_per_s=2.0, burst=3.0)
-    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
-    assert [bucket.take(101.0) for _ in range(3)] == [True, True, False]
-    assert [bucket.take(1000.0) for _ in range(4)] == [True, True, True, False]
-    assert not bucket.take(999.0)  # a clock that goes back gives nothing
+    assert [bucket.try_take(1.0, 100.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.try_take(1.0, 101.0) for _ in range(3)] == [True, True, False]
+    assert [bucket.try_take(1.0, 1000.0) for _ in range(4)] == [True, True, True, False]
+    assert not bucket.try_take(1.0, 999.0)  # a clock that goes back gives nothing
