@@ -115,3 +115,17 @@ def test_fields_that_the_cluster_does_not_know_are_left_out() -> None:
     status = Reporter(unknown={"lastReportedAt"}).due(facts(), now=0, wall_now=WALL)
     assert status is not None
     assert "lastReportedAt" not in status
+
+
+def test_checks_of_relayed_peers_cause_no_writes() -> None:
+    reporter, told = Reporter(), replace(facts(peer("b", "relay")), ice_state="checking")
+    assert reporter.due(told, now=0, wall_now=WALL) is not None
+    reporter.written(told, now=0, wall_now=WALL)
+    for state in ("failed", "checking", "relay"):
+        told = replace(told, ice_state=state)
+        assert reporter.due(told, now=CHANGE_EVERY_S + 1, wall_now=WALL) is None
+    later = reporter.due(told, now=HEARTBEAT_S, wall_now=WALL)
+    assert later is not None
+    assert later["iceState"] == "relay", "it goes along with the heartbeat"
+    direct = replace(told, ice_state="connected")
+    assert reporter.due(direct, now=CHANGE_EVERY_S + 1, wall_now=WALL) is not None

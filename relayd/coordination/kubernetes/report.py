@@ -182,7 +182,8 @@ def _significant(facts: Facts, wall_now: float) -> Any:
         _connections(facts, wall_now),
         facts.endpoint_method,
         facts.nat_type,
-        facts.ice_state,
+        # Relayed peers are checked again and again: each time would be two writes.
+        facts.ice_state == "connected",
         [dict(one) for one in facts.candidates],
         list(facts.problems),
     )
