@@ -20,10 +20,17 @@ inside = os.environ.get(INSIDE) == "1"
 collect_ignore_glob = [] if inside else ["test_*.py"]
 
 
+TEST_S = 400
+"""The longest that one test may take: in emulation all takes some fifteen times longer than elsewhere."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file that is named on the command line is collected whatever is ignored: not here, though."""
     here = Path(__file__).parent
-    if not inside and any(item.path.is_relative_to(here) for item in items):
+    ours = [item for item in items if item.path.is_relative_to(here)]
+    for item in ours:
+        item.add_marker(pytest.mark.timeout(TEST_S))
+    if not inside and ours:
         raise pytest.UsageError("the kernel tier changes the host it runs on: python -m tests.kernel.vm")
 
 
