@@ -317,7 +317,7 @@ def test_a_list_of_keys_keeps_the_check_out_and_that_is_no_fault(
     listed = PrivateKey(bytes(range(32))).public()
     write(relay_host, "/run/listed", f"{listed}\n")
     serving = relay_host.relayd(
-        *("serve", "--listen", "0.0.0.0:3491", "--host", "192.0.2.1", "--tls-self-signed", "--tls-only"),
+        *("serve", "--listen", "0.0.0.0:3495", "--host", "192.0.2.1", "--tls-self-signed", "--tls-only"),
         *("--allow-list", "/run/listed", "--state", "/run/listed-state", "--control", "/run/listed.sock"),
         *("--http", "off"),
     )
