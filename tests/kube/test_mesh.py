@@ -351,6 +351,8 @@ def test_resources_are_small(nodes: Nodes) -> None:
 
 
 def test_the_relay_lets_in_the_keys_of_the_peers_and_turns_out_one_that_is_deleted(nodes: Nodes) -> None:
+    # It may have found out later than the agents that the API server is back.
+    within(60, lambda: relay_status(nodes.relay)["admission_problem"] == "", "the relay follows")
     registered = {one["key"] for one in relay_status(nodes.relay)["peers"]}
     assert registered == {nodes.key(name) for name in nodes.named}
     secret = nodes.cluster.get("secret", "wirekube-relay-key", "-n", NAMESPACE)

@@ -23,6 +23,9 @@ WATCH_S = (240.0, 480.0)
 """A watch asks the server to end it after a time in between, as client-go does: connections move to other
 servers by and by, and not all at once."""
 
+RELIST_S = 2.0
+"""After 410 Gone a list comes within this, at random: the server is there, and with it all others' lists."""
+
 R = TypeVar("R", bound=Resource)
 
 
@@ -51,12 +54,12 @@ class Follower(Generic[R]):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Ready at once: the API server may be away."""
-        backoff = Backoff(self._uniform)
+        backoff, relisted = Backoff(self._uniform), False
         task_status.started()
         while True:
             began = trio.current_time()
             watching_since: list[float] = []
-            wait_s = 0.0
+            wait_s, expired = 0.0, False
             try:
                 if not self.listing.resource_version:
                     await self._list()
@@ -65,6 +68,12 @@ class Follower(Generic[R]):
                     continue  # it was ended in its time
             except (ApiError, UnreachableError, ValueError) as error:
                 wait_s = self._failed(error)
+                expired = isinstance(error, ApiError) and error.status == GONE
+            if expired and not relisted:  # whatever came before, that it was away for one, is over
+                relisted = True
+                await trio.sleep(max(wait_s, self._uniform(0.0, RELIST_S)))
+                continue
+            relisted = False
             useful_s = trio.current_time() - watching_since[0] if watching_since else 0.0
             await trio.sleep(max(wait_s, backoff.failed(useful_s)))
 
@@ -99,6 +108,8 @@ class Follower(Generic[R]):
             self.refused, wait_s = error, error.retry_after_s
             if error.status == GONE:
                 self._log.info("kubernetes.expired", reason=str(error))
+                self.problem = str(error)
+                self._changed()
                 return wait_s
         problem = str(error)
         if problem != self.problem:
