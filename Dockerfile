@@ -45,7 +45,7 @@ LABEL org.opencontainers.image.title="relayd" \
     org.opencontainers.image.description="Paths for WireGuard nodes that can't reach each other" \
     org.opencontainers.image.version="${VERSION}" \
     org.opencontainers.image.revision="${REVISION}" \
-    org.opencontainers.image.base.name="docker.io/library/debian:${DEBIAN}"
+    org.opencontainers.image.base.name="debian:${DEBIAN}"
 
 USER 65532:65532
 WORKDIR /var/lib/wirekube

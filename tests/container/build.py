@@ -29,7 +29,7 @@ def base_of(image: str, cache: Path) -> Path:
         say(f"debootstrap {release}, once")
         root = cache / f"debootstrap-{os.getpid()}"
         try:
-            command = ["debootstrap", "--variant=minbase", release, str(root), "http://deb.debian.org/debian"]
+            command = ["debootstrap", "--variant=minbase", release, str(root)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=RUN_S)
             partial = archive.with_suffix(".partial")
             subprocess.run(["tar", "-cf", str(partial), "-C", str(root), "."], check=True, timeout=RUN_S)
