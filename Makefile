@@ -65,7 +65,7 @@ test:
 	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
 	$(LIMIT) 600 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
-	$(LIMIT) 900 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
+	$(LIMIT) 1200 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
 		"$$python" -m pytest -p no:cacheprovider tests/kernel
 	say "pytest: systemd as process 1, of namespaces of its own"
 	$(AS_ROOT) sh tests/systemd/boot.sh 400 "$$python" -m pytest -p no:cacheprovider tests/systemd

@@ -53,7 +53,7 @@ class Job:
     environment: Mapping[str, str]
     out: Path | None = None
     """A directory of the host that the guest may write to, at the same path."""
-    timeout_s: float = 600.0
+    timeout_s: float = 1140.0
     memory_mib: int = 1024
     processors: int = 2
     accelerator: str = "tcg"

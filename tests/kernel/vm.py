@@ -71,9 +71,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="a variable for the command (repeatable)",
     )
-    add(
-        "--timeout", type=float, default=600.0, metavar="S", help="for all of it, boot included (%(default)s)"
-    )
+    add("--timeout", type=float, default=1140.0, metavar="S", help="boot included (%(default)s)")
     add("--memory", type=int, default=1024, metavar="MIB", help="%(default)s")
     add("--processors", type=int, default=2, metavar="N", help="%(default)s")
     # Never kvm by default: where it is nested it can be broken ("KVM internal error, emulation failure").
