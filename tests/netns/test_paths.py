@@ -14,8 +14,10 @@ from tests.helpers.natlab import Ipv6, Nat
 from tests.helpers.netns import wait_until
 from tests.helpers.path_mesh import PORTS, PathMesh, Pings
 
-FIRST_PING_S = 2.0
-DIRECT_S = 5.0
+FIRST_PING_S = 10.0
+DIRECT_S = 15.0
+"""Bounds for a machine that has other work. An idle one is to need 2 s and 5 s; the table tells the times.
+Whatever is lost at the beginning costs a wait: WireGuard's for a handshake is 5 s."""
 RELAYED_FOR_S = 6.0
 """A pair that is still relayed after this isn't about to go direct: a round of checks takes 5.4 s."""
 
