@@ -1,7 +1,9 @@
 """How long to wait before the next try: exponential, with full jitter, reset by useful life alone.
 
 Full jitter (a uniform draw from the whole interval) spreads ten thousand agents that lost one relay at
-one moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
+one moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/. Where they are that
+many, `least_s` keeps those that drew a short wait from trying again among those that are still at their
+first: near the end of the first interval there would be half as many tries again as on average.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Backoff:
         self._uniform = uniform
         self.first_s = first_s
         """The longest that the first wait can be, in seconds."""
+        self.least_s = 0.0
+        """The shortest that any wait but the first can be, in seconds; at most half the longest."""
         self._cap_s, self._useful_s = cap_s, useful_s
         self.failures = 0
 
@@ -39,6 +43,8 @@ class Backoff:
         """A try ended after `useful_for_s` seconds of useful life (0: none). Returns the wait in seconds."""
         if useful_for_s >= self._useful_s:
             self.failures = 0
-        delay_s = self._uniform(0.0, self.ceiling_s())
+        ceiling_s = self.ceiling_s()
+        least_s = min(self.least_s, ceiling_s / 2) if self.failures else 0.0
+        delay_s = self._uniform(least_s, ceiling_s)
         self.failures += 1
         return delay_s

@@ -10,10 +10,15 @@ out of the relay otherwise (PROTOCOL.md, part 2)."""
 
 DIALS_PER_S = 33.0
 """How many agents at a time come back to a relay that died. An agent knows only how many peers it has, and
-takes it that there are as many agents: of a thousand, each waits up to 30 s before it dials. While the relay
-stays away they meet with those that try again, at most some hundred in a second."""
+takes it that there are as many agents: of a thousand, each waits up to 30 s before it dials."""
 
 
 def first_wait_s(agents: int) -> float:
     """The longest first wait, in seconds, of an agent whose relay has that many of them."""
     return min(CAP_S, max(FIRST_S, agents / DIALS_PER_S))
+
+
+def least_wait_s(agents: int) -> float:
+    """The shortest wait after a try that came to nothing, in seconds. None for two agents, which are to be
+    back as soon as can be; of a thousand whose relay stays away 45 dial in a second, and 74 in the worst."""
+    return (first_wait_s(agents) - FIRST_S) / 2

@@ -28,7 +28,7 @@ from relayd.agent.link_journal import LinkJournal
 from relayd.agent.link_settings import LinkSettings
 from relayd.agent.link_status import Phase, status_of
 from relayd.agent.link_tally import LinkTally
-from relayd.agent.link_waits import DISPLACED_S, first_wait_s
+from relayd.agent.link_waits import DISPLACED_S, first_wait_s, least_wait_s
 from relayd.agent.relay_connection import HANDED_OVER, OnMessage, OnRuns
 from relayd.agent.relay_dial import dial
 from relayd.agent.relay_leg import RelayLeg
@@ -238,7 +238,8 @@ class RelayLink:
         if self._rekeyed.is_set():
             return
         self._go(Phase.WAITING)
-        self._backoff.first_s = first_wait_s(self._agents())
+        agents = self._agents()
+        self._backoff.first_s, self._backoff.least_s = first_wait_s(agents), least_wait_s(agents)
         wait_s = self._backoff.failed(last.session.useful_for_s() if last is not None else 0.0)
         if last is not None and last.complaint == REPLACED and last.connection.fault not in _ON_PURPOSE:
             wait_s += DISPLACED_S

@@ -44,3 +44,17 @@ def test_thousand_agents_spread_over_the_whole_wait() -> None:
     assert busiest <= 60
     assert max(waits) == pytest.approx(CAP_S, abs=1)
     assert min(waits) == pytest.approx(0, abs=1)
+
+
+def test_the_least_wait_begins_with_the_second_and_is_never_more_than_half_the_longest() -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def note(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return high
+
+    backoff = Backoff(note, first_s=4.0)
+    backoff.least_s = 6.0
+    for _ in range(4):
+        backoff.failed(0.0)
+    assert drawn == [(0.0, 4.0), (4.0, 8.0), (6.0, 16.0), (6.0, 30.0)]
