@@ -21,13 +21,12 @@ from relayd.netio import bpf
 from relayd.netio.poller import Poller
 from relayd.netio.raw_udp import Address, Datagram, Mark, OwnUdp, RawUdp4, RawUdp6, UdpLeg
 from relayd.observe import log
-from relayd.wire.port_messages import STUN_COOKIE, PortMessage, kind_of_untrusted
-from relayd.wire.sealed import MAGIC
+from relayd.wire.port_messages import SEALED_MAGIC, STUN_COOKIE, PortMessage, kind_of_untrusted
 
 READS_AT_ONCE = 64
 """Datagrams read of one family before others get their turn: a flood of them must not stop the agent."""
 
-PATTERNS = ((bpf.Word(4, STUN_COOKIE),), bpf.words_of(MAGIC))
+PATTERNS = ((bpf.Word(4, STUN_COOKIE),), bpf.words_of(SEALED_MAGIC))
 """What the filter lets through. Both kinds are longer than the words looked at, so order doesn't matter."""
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)

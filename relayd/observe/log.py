@@ -18,18 +18,20 @@ import select
 import sys
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 # structlog imports rich, if it can, for tracebacks that we don't want: they show local variables, and
-# a local variable may be a key. Left out, a relay and an agent are 4 MiB smaller.
-_without_rich = "rich" not in sys.modules
-if _without_rich:
-    sys.modules["rich"] = cast(Any, None)
+# a local variable may be a key. And asyncio, for loggers that are awaited, as ours never are. Left out,
+# relay and agent are 7 MiB smaller.
+_LEFT_OUT = [name for name in ("rich", "asyncio") if name not in sys.modules]
+for _name in _LEFT_OUT:
+    sys.modules[_name] = cast(Any, None if _name == "rich" else ModuleType(_name))
 import structlog  # noqa: E402
 from structlog.typing import FilteringBoundLogger, Processor  # noqa: E402
 
-if _without_rich:
-    del sys.modules["rich"]
+for _name in _LEFT_OUT:
+    del sys.modules[_name]
 
 from relayd.observe import journal  # noqa: E402
 from relayd.observe.journal import Journal, as_journal  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,3 +58,13 @@ def printing() -> Iterator[None]:
         raise
     except OSError as error:
         raise RelaydError(f"can't write to standard output: {error.strerror}") from error
+
+
+def give_up_stdout() -> None:
+    """Nobody reads standard output any more. What it still holds is thrown away, so that the interpreter's
+    own flush at exit doesn't complain once more."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, sys.stdout.fileno())
+    finally:
+        os.close(null)

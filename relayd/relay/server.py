@@ -9,13 +9,14 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 import relayd
 from relayd.config import RelayConfig
 from relayd.endpoints import Endpoint
+from relayd.join import JoinString
 from relayd.manager.handover import PREFIX, ended_in_order
 from relayd.manager.manager import Manager
 from relayd.manager.status_line import status_services
@@ -26,11 +27,10 @@ from relayd.observe.control import serve_control
 from relayd.observe.http_server import open_http
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
+from relayd.observe.output import give_up_stdout
 from relayd.observe.telling import Telling
 from relayd.relay.bounds import Bounds
 from relayd.relay.claims import Claims
-from relayd.relay.cluster_admission import ClusterAdmission
-from relayd.relay.cluster_key import share_key
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
 from relayd.relay.counters import counts
@@ -50,6 +50,9 @@ from relayd.relay.tls_door import TlsDoor
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
 from relayd.signals import Signals
+
+if TYPE_CHECKING:
+    from relayd.relay.cluster_admission import ClusterAdmission
 
 KEEPALIVES_IN_SILENCE = 3
 """Two of them may be lost on the way before a connection counts as silent."""
@@ -95,7 +98,7 @@ class Relay:
         )
         self.stun = StunServer(self.poller, udp)
         self.guard = Guard(credentials.gate)
-        self.admission = ClusterAdmission(config, self.guard) if config.admit else None
+        self.admission = _cluster_admission(config, self.guard)
         self.guard.on_change.append(self._turn_out)
         self._greeter = Greeter(
             identity=credentials.identity,
@@ -229,6 +232,15 @@ class Relay:
         self.poller.close()
 
 
+def _cluster_admission(config: RelayConfig, guard: Guard) -> ClusterAdmission | None:
+    if not config.admit:
+        return None
+    # 4 MiB and 20 ms, for those who use it.
+    from relayd.relay.cluster_admission import ClusterAdmission
+
+    return ClusterAdmission(config, guard)
+
+
 def _memory_of(config: RelayConfig) -> int:
     return min(config.memory_bytes, memory_limit() // 2)
 
@@ -276,6 +288,8 @@ async def serve(
     listened on, or another relay answers on the control socket.
     """
     if config.admit:
+        from relayd.relay.cluster_key import share_key
+
         await share_key(config)
     credentials = load_credentials(config)
     manager = manager if manager is not None else Manager.none()
@@ -335,8 +349,17 @@ async def serve(
             )
             # On standard output, and nowhere else: it carries the token.
             port = Endpoint.of_socket(listeners[0].getsockname()).port
-            print(join_string(config, credentials, port).format(), flush=True)
+            _say_join(join_string(config, credentials, port))
             task_status.started()
+
+
+def _say_join(join: JoinString) -> None:
+    """Nobody may be there to read it, as when the terminal has just gone: a relay runs all the same."""
+    try:
+        print(join.format(), flush=True)
+    except OSError as error:
+        log.get().warning("relay.join_string_unread", reason=error.strerror)
+        give_up_stdout()
 
 
 def _say_who_may_enter(config: RelayConfig, credentials: Credentials) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final
 
-from relayd.wire.sealed import is_sealed
-
 STUN_COOKIE: Final = 0x2112A442
 """RFC 8489, section 5: the fixed value at offset 4 of every STUN message."""
 
 _COOKIE_BYTES = STUN_COOKIE.to_bytes(4, "big")
+
+SEALED_MAGIC: Final = bytes.fromhex("524c59f09f949101")
+""" "RLY", a key in UTF-8, and the version."""
 
 
 class PortMessage(Enum):
@@ -26,6 +27,11 @@ class PortMessage(Enum):
 
     STUN = auto()
     SEALED = auto()
+
+
+def is_sealed(datagram: bytes | memoryview) -> bool:
+    """Whether it claims to be a sealed message."""
+    return datagram[: len(SEALED_MAGIC)] == SEALED_MAGIC
 
 
 def kind_of_untrusted(datagram: bytes) -> PortMessage | None:

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from relayd.errors import RemoteProtocolError
 from relayd.keys import KEY_BYTES, PrivateKey, PublicKey
 from relayd.wire.boxes import NONCE_BYTES, TAG_BYTES, open_untrusted, seal, shared_key_untrusted
+from relayd.wire.port_messages import SEALED_MAGIC, is_sealed
 from relayd.wire.sealed_messages import Message, Ping, decode_untrusted, encode
 
-MAGIC = bytes.fromhex("524c59f09f949101")
-""" "RLY", a key in UTF-8, and the version."""
-
-HEADER_BYTES = len(MAGIC) + KEY_BYTES + NONCE_BYTES
+HEADER_BYTES = len(SEALED_MAGIC) + KEY_BYTES + NONCE_BYTES
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES + 1
 """What a message is longer than its body."""
 
@@ -32,11 +30,6 @@ MAX_BYTES = 16 << 10
 
 WIREGUARD_OVERHEAD_BYTES = 32
 """A data message is so much longer than the packet in it (WireGuard's paper, section 5.4.6)."""
-
-
-def is_sealed(datagram: bytes | memoryview) -> bool:
-    """Whether it claims to be one of these."""
-    return datagram[: len(MAGIC)] == MAGIC
 
 
 def sender_untrusted(datagram: bytes) -> PublicKey:
@@ -48,7 +41,7 @@ def sender_untrusted(datagram: bytes) -> PublicKey:
         raise RemoteProtocolError("not a sealed message")
     if not OVERHEAD_BYTES <= len(datagram) <= MAX_BYTES:
         raise RemoteProtocolError(f"a sealed message of {len(datagram)} bytes")
-    return PublicKey(bytes(datagram[len(MAGIC) : len(MAGIC) + KEY_BYTES]))
+    return PublicKey(bytes(datagram[len(SEALED_MAGIC) : len(SEALED_MAGIC) + KEY_BYTES]))
 
 
 def full_size_body_bytes(mtu: int) -> int:
@@ -76,7 +69,7 @@ class Channel:
         """
         last = nonce[-1] & ~1 | (self.own.raw > self.peer.raw)
         nonce = nonce[:-1] + bytes([last])
-        return MAGIC + self.own.raw + nonce + seal(self.shared, nonce, encode(message))
+        return SEALED_MAGIC + self.own.raw + nonce + seal(self.shared, nonce, encode(message))
 
     def open_untrusted(self, datagram: bytes) -> Message:
         """What the peer says in it. The caller has asked `sender_untrusted`, and it is this peer.

@@ -23,7 +23,7 @@ from relayd.netio.poller import Poller
 from relayd.netio.raw_udp import Datagram
 from relayd.paths.nat_class import NatType
 from relayd.relay.stun_server import Pair, StunServer
-from relayd.wire.sealed import MAGIC
+from relayd.wire.port_messages import SEALED_MAGIC
 from tests.helpers.inside import inside_path
 from tests.helpers.wireguard_contract import new_key
 from tests.kernel.shell import sh
@@ -129,7 +129,7 @@ async def test_stun_and_sealed_messages_share_the_kernels_port_while_the_tunnel_
                         answer = await clients[0].ask(to, give_up_s=20.0)
                         assert answer.mapped == Endpoint(ip_address(NEAR[version]), PORT)
                         assert str(answer.local) == NEAR[version]
-                        peer.sendto(MAGIC + bytes([number]) * 1400, (NEAR[4], PORT))
+                        peer.sendto(SEALED_MAGIC + bytes([number]) * 1400, (NEAR[4], PORT))
                         await trio.sleep(0.05)
                     own = {ip_address(NEAR[version])}
                     found = await look(clients[0], PORT, [("far", to)], version=version, own=own)

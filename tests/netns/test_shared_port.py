@@ -22,7 +22,7 @@ from relayd.demo.lab import Lab, Node
 from relayd.demo.tunnel import Tunnel, join
 from relayd.endpoints import Endpoint
 from relayd.netio.raw_udp import Datagram, source_for
-from relayd.wire.sealed import MAGIC
+from relayd.wire.port_messages import SEALED_MAGIC
 from tests.helpers.inside import inside
 from tests.helpers.netns import Pings, wait_until
 
@@ -148,7 +148,7 @@ def test_a_sealed_message_of_full_size_and_one_that_is_fragmented_arrive_whole(
     heard = Heard()
     port = heard.open()
     for length in (33, 1420, 4000):
-        message = MAGIC + os.urandom(length - len(MAGIC))
+        message = SEALED_MAGIC + os.urandom(length - len(SEALED_MAGIC))
         port.send(message, at(version, stranger))
         data, sender = stranger.recvfrom(5000)
         assert data == message

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from relayd.config import HTTP_ADDRESS
 from relayd.errors import HostError
-from relayd.observe import http_server
+from relayd.observe import http_conversation, http_server
 from relayd.observe.http_server import Answer, HttpServer, Request, open_http, plain_text
 
 SOON_S = 10.0
@@ -203,7 +203,7 @@ async def test_a_request_that_does_not_come_to_its_end_costs_its_connection(
         await stream.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n")
         started = trio.current_time()
         assert await until_closed_slowly(stream) == b""
-        assert trio.current_time() - started == pytest.approx(http_server.REQUEST_S, abs=1)
+        assert trio.current_time() - started == pytest.approx(http_conversation.REQUEST_S, abs=1)
 
 
 async def test_an_idle_connection_is_kept_for_a_scrape_interval_and_then_closed(
@@ -212,18 +212,18 @@ async def test_an_idle_connection_is_kept_for_a_scrape_interval_and_then_closed(
     async with served() as server, await connect(server) as stream:
         await stream.send_all(get())
         await one_answer(stream)
-        await trio.sleep(http_server.IDLE_S - 5)
+        await trio.sleep(http_conversation.IDLE_S - 5)
         await stream.send_all(get())
         await one_answer(stream)
         started = trio.current_time()
         assert await until_closed_slowly(stream) == b""
-        assert trio.current_time() - started == pytest.approx(http_server.IDLE_S, abs=1)
+        assert trio.current_time() - started == pytest.approx(http_conversation.IDLE_S, abs=1)
 
 
 async def test_a_client_that_does_not_take_its_answer_costs_its_connection(autojump_clock: MockClock) -> None:
     async with served(large) as server, await connect(server) as stream:
         await stream.send_all(get())
-        await trio.sleep(http_server.ANSWER_S + 1)
+        await trio.sleep(http_conversation.ANSWER_S + 1)
         assert len(await until_closed_slowly(stream)) < 6 << 20
 
 

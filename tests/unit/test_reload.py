@@ -31,13 +31,13 @@ log = "json"
 class Serving:
     """A relay as a process, and its log."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, stdout: int = subprocess.DEVNULL) -> None:
         self.file = directory / "relay.toml"
         self.file.write_text(RELAY)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RELAYD_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "relayd", "serve", "--config", str(self.file)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ,
+            stdout=stdout, stderr=subprocess.PIPE, text=True, env=environ,
         )  # fmt: skip
         self.until("relay.started")
 
@@ -109,11 +109,25 @@ def test_a_relay_without_a_file_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_relay_whose_join_string_nobody_reads_goes_on(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    relay = Serving(tmp_path, stdout=writing)
+    os.close(writing)
+    assert relay.until("relay.join_string_unread")["reason"] == "Broken pipe"
+    relay.reload(RELAY)
+    relay.until("relay.reloaded")
+    relay.process.terminate()
+    _, said = relay.process.communicate(timeout=TIMEOUT_S)
+    assert (relay.process.returncode, "Traceback" in said) == (0, False)
+
+
 def test_a_terminal_that_goes_takes_it_along(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1), under which the tests may run
         with log.open("w") as output:
             os.dup2(output.fileno(), 2)
         arguments = ["serve", "--listen", "127.0.0.1:0", "--http", "off", "--log", "json"]

@@ -15,6 +15,7 @@ from relayd.errors import RemoteProtocolError
 from relayd.keys import PublicKey
 from relayd.wire import boxes, sealed
 from relayd.wire import sealed_messages as messages
+from relayd.wire.port_messages import SEALED_MAGIC, is_sealed
 from relayd.wire.sealed_messages import (
     MAX_CANDIDATES,
     CallMeMaybe,
@@ -94,7 +95,7 @@ def test_a_whole_message_has_its_bytes() -> None:
 @pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
 def test_each_message_comes_back_as_it_went(message: Message) -> None:
     datagram = ALICE_TO_BOB.seal(message, NONCE)
-    assert sealed.is_sealed(datagram)
+    assert is_sealed(datagram)
     assert sealed.sender_untrusted(datagram) == ALICE.public()
     assert BOB_TO_ALICE.open_untrusted(datagram) == message
 
@@ -102,7 +103,7 @@ def test_each_message_comes_back_as_it_went(message: Message) -> None:
 @pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
 def test_a_message_turned_back_on_its_sender_is_refused(message: Message) -> None:
     datagram = ALICE_TO_BOB.seal(message, NONCE)
-    turned = sealed.MAGIC + BOB.public().raw + datagram[40:]
+    turned = SEALED_MAGIC + BOB.public().raw + datagram[40:]
     assert boxes.open_untrusted(ALICE_TO_BOB.shared, turned[40:64], turned[64:])  # the box itself opens
     with pytest.raises(RemoteProtocolError, match="turned back"):
         ALICE_TO_BOB.open_untrusted(turned)
@@ -115,7 +116,7 @@ def test_no_other_key_makes_or_reads_one() -> None:
         mallory_and_bob.open_untrusted(datagram)
     forged = mallory_and_bob.seal(Ping(TXID), NONCE)
     with pytest.raises(RemoteProtocolError):
-        BOB_TO_ALICE.open_untrusted(sealed.MAGIC + ALICE.public().raw + forged[40:])
+        BOB_TO_ALICE.open_untrusted(SEALED_MAGIC + ALICE.public().raw + forged[40:])
 
 
 @pytest.mark.parametrize("at", range(0, sealed.OVERHEAD_BYTES + 12, 7))
@@ -227,17 +228,17 @@ def test_a_prediction_stays_within_the_ports_that_there_are() -> None:
     assert [str(one) for one in still.endpoints()] == ["192.0.2.1:1000"]
 
 
-@pytest.mark.parametrize("datagram", [b"", sealed.MAGIC, sealed.MAGIC + bytes(72), b"x" * 200, bytes(200)])
+@pytest.mark.parametrize("datagram", [b"", SEALED_MAGIC, SEALED_MAGIC + bytes(72), b"x" * 200, bytes(200)])
 def test_what_cannot_be_one_is_refused_before_anything_is_computed(datagram: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         sealed.sender_untrusted(datagram)
     with pytest.raises(RemoteProtocolError):
-        sealed.sender_untrusted(sealed.MAGIC + bytes(sealed.MAX_BYTES))
+        sealed.sender_untrusted(SEALED_MAGIC + bytes(sealed.MAX_BYTES))
 
 
 def test_wireguard_and_stun_are_not_sealed_messages() -> None:
     for first in (b"\x01\0\0\0", b"\x04\0\0\0", b"\0\x01\0\0\x21\x12\xa4\x42"):
-        assert not sealed.is_sealed(first + bytes(140))
+        assert not is_sealed(first + bytes(140))
 
 
 @given(st.binary(max_size=400))
@@ -277,7 +278,7 @@ def test_maps_of_anything_raise_one_kind_of_error(body: object, kind: int) -> No
 
 @given(st.binary(max_size=200))
 def test_garbage_after_the_magic_raises_one_kind_of_error(rest: bytes) -> None:
-    datagram = sealed.MAGIC + ALICE.public().raw + rest
+    datagram = SEALED_MAGIC + ALICE.public().raw + rest
     with contextlib.suppress(RemoteProtocolError):
         assert sealed.sender_untrusted(datagram) == ALICE.public()
         BOB_TO_ALICE.open_untrusted(datagram)
