@@ -17,13 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import trio
 
 import relayd
-from relayd.agent.agent_status import histories, interest, merge_drops, peer_status
+from relayd.agent.agent_status import histories, interest, merge_drops, peer_status, ways
 from relayd.agent.beginning import (
     clean_state,
     hold_state,
@@ -275,7 +276,7 @@ class Agent:
             configured=configured,
             deciders=self.direct_paths.prober if self.direct_paths is not None else None,
             proxy_port=self.proxy.port,
-            fresh_handshake_s=config.fresh_handshake_s,
+            patience=config.patience,
             every_s=config.reconcile_s,
             on_read=keeper.interface_read,
         )
@@ -323,6 +324,7 @@ class Agent:
             "interface_problem": self.reconciler.problem,
             "host_problems": list(self.keeper.problems),
             "mesh_problem": self.follower.problem,
+            "patience": asdict(self.reconciler.patience),
             "cluster": None if self._cluster is None else self._cluster.source.status(),
             "public_key": str(interface.public_key),
             "listen_port": interface.listen_port,
@@ -345,9 +347,7 @@ class Agent:
 
     def status_line(self) -> str:
         """For `systemctl status`."""
-        paths = Counter(one.path for one in self.reconciler.paths.values())
-        peers = ", ".join(f"{count} {kind.value}" for kind, count in paths.most_common()) or "no peers"
-        return f"relay {self.relays.home_status()['state']}; peers: {peers}"
+        return f"relay {self.relays.home_status()['state']}; peers: {ways(self.reconciler.paths.values())}"
 
     def peers(self, limit: int | None = None) -> Iterator[dict[str, object]]:
         """The peers one by one; with `limit` so many of them, those on the relay and the busiest first."""
@@ -372,12 +372,15 @@ class Agent:
         return await histories(self.direct_paths.prober.finders if self.direct_paths is not None else {})
 
     def _use_relays(self, mesh: Mesh) -> None:
-        """The mesh's relays, and when they are used, from now on."""
+        """The mesh's relays, when they are used, and how long one waits for what, from now on."""
         self.relays.update(mesh.relays)
+        patience = mesh.patience.over(self._config.patience)
+        self.reconciler.be_patient(patience)
         always = mesh.relay_mode is RelayMode.ALWAYS
         self.reconciler.relay_always(always)
         if self.direct_paths is not None:
             self.direct_paths.prober.search(not always)
+            self.direct_paths.prober.be_patient(patience)
             self.direct_paths.use_servers(
                 [*(relay.address for relay in mesh.relays), *self._config.stun, *mesh.stun]
             )

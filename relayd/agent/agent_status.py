@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import trio
 
@@ -60,6 +60,12 @@ def _gone(peer: RelayedPeer, now: float) -> dict[str, object] | None:
         return None
     reason = next((text for kind, text in _GONE.items() if kind == peer.gone_reason), "is gone")
     return {"reason": reason, "age_s": round(now - peer.gone_at, 3), "count": peer.gone_count}
+
+
+def ways(paths: Iterable[PeerPath]) -> str:
+    """How many peers go which way, in words."""
+    counts = Counter(one.path for one in paths)
+    return ", ".join(f"{count} {kind.value}" for kind, count in counts.most_common()) or "no peers"
 
 
 def interest(one: tuple[PublicKey, PeerPath]) -> tuple[bool, int]:

@@ -108,6 +108,8 @@ class Cluster:
             nat_type="" if paths is None else _known(paths.discovery.nat()),
             ice_state="" if paths is None else overall(map(ice_state, paths.prober.finders.values())),
             candidates=() if paths is None else reported(paths.addresses.local.candidates),
+            mapped_ports=() if paths is None else paths.addresses.mapped_ports(),
+            bind_mode=agent.reconciler.engine,
             problems=self._problems(agent),
         )
 

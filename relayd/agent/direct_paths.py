@@ -69,7 +69,7 @@ class DirectPaths:
             nudge=nudge,
             known=known,
             wall_clock=time.time,
-            fresh_handshake_s=config.fresh_handshake_s,
+            patience=config.patience,
         )
         # Port and client know each other by one function each; nothing is asked before they run.
         try:

@@ -123,6 +123,11 @@ class OwnAddresses:
         """Something happened: ask at once."""
         self._news.set()
 
+    def mapped_ports(self) -> list[int]:
+        """What a NAT that maps each destination anew gave for WireGuard's port, in the order of asking; empty
+        where there is none."""
+        return [one.endpoint.port for one in self._mapped.get(4, ())] if self.symmetric else []
+
     def use_servers(self, servers: Sequence[StunServer]) -> None:
         """These are the STUN servers from now on."""
         if tuple(servers) != self._servers:

@@ -29,6 +29,7 @@ from relayd.paths.acquaintance import Local
 from relayd.paths.announcement import Send
 from relayd.paths.counters import KernelView
 from relayd.paths.pathfinder import Pathfinder
+from relayd.paths.patience import USUAL, Patience
 from relayd.paths.verdict import Verdict
 from relayd.wire.frames import encode_data
 from relayd.wire.sealed_inbox import SealedInbox
@@ -104,12 +105,12 @@ class PathProber:
         known: Callable[[PublicKey], Iterable[Endpoint]] = lambda _key: (),
         draw: Callable[[int], bytes] = os.urandom,
         wall_clock: Callable[[], float],
-        fresh_handshake_s: float = marks.HANDSHAKE_FRESH_S,
+        patience: Patience = USUAL,
     ) -> None:
         """`nudge` has the reconciler look at once. `known`: endpoints of a peer that were written down."""
         self._link, self._proxy, self._nudge = link, proxy, nudge
         self._known, self._draw, self._wall_clock = known, draw, wall_clock
-        self._fresh_handshake_s = fresh_handshake_s
+        self._patience = patience
         self._port: Port | None = None
         self._local = Local(shares_port=False)
         self._session = draw(SESSION_BYTES)
@@ -167,6 +168,13 @@ class PathProber:
         they don't look for any either."""
         self._searches = on
         self.localize(self._local, moved=False)
+
+    def be_patient(self, patience: Patience) -> None:
+        """These times count from now on."""
+        self._patience = patience
+        for finder in self._finders.values():
+            finder.be_patient(patience)
+            self._act(finder, trio.current_time())
 
     def on_relayed(self, _key: bytes, payload: bytes, _now: float) -> None:
         """A sealed message came through the relay."""
@@ -229,6 +237,7 @@ class PathProber:
                 draw=self._draw,
                 now=now,
                 known=self._known(key),
+                patience=self._patience,
             )
             finder.relay_is(self._connected, now)
 
@@ -239,7 +248,7 @@ class PathProber:
         age_s = inf if peer.handshake_at is None else self._wall_clock() - peer.handshake_at
         return KernelView(
             endpoint=endpoint,
-            session=age_s < self._fresh_handshake_s,
+            session=age_s < self._patience.fresh_handshake_s,
             rx_bytes=peer.rx_bytes,
             tx_bytes=peer.tx_bytes,
             relayed_bytes=proxied.rx_bytes if proxied is not None else 0,

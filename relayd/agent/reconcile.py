@@ -41,11 +41,11 @@ from relayd import marks
 from relayd.endpoints import Endpoint
 from relayd.kernel.device import Interface, Peer
 from relayd.keys import PublicKey
+from relayd.paths.patience import USUAL, Patience
 from relayd.paths.verdict import Verdict
 
-TRY_S = 10.0
-"""Two more initiations after the first: REKEY_TIMEOUT is 5 s (WireGuard paper, section 6)."""
-
+TRY_S = USUAL.try_s
+"""See there; a mesh may have another."""
 
 RELAY_TRY_S = 15.0
 """Likewise through the relay, with one more for a peer whose own agent is just coming back. Doubled with
@@ -100,7 +100,7 @@ class Surroundings:
     direct: Mapping[PublicKey, Endpoint | None] = field(default_factory=dict)
     """Direct endpoints known from elsewhere: the configuration, or a life before this one."""
 
-    fresh_handshake_s: float
+    patience: Patience
     verdicts: Mapping[PublicKey, Verdict] = field(default_factory=dict)
     """What was found out together with the peers' own agents."""
 
@@ -152,7 +152,7 @@ def _decide(peer: Peer, before: PeerPath | None, around: Surroundings) -> PeerPa
     age_s = None if handshake_at is None else around.now - handshake_at
     proxy = Endpoint(around.loopbacks[peer.key], around.proxy_port)
     endpoint = peer.endpoint
-    fresh = age_s is not None and age_s < around.fresh_handshake_s
+    fresh = age_s is not None and age_s < around.patience.fresh_handshake_s
     turns = 0 if before is None or fresh else before.turns
 
     def relay(
@@ -208,11 +208,11 @@ def _decide(peer: Peer, before: PeerPath | None, around: Surroundings) -> PeerPa
         return direct("idle" if age_s is not None else "untried")
     if not around.relay_connected:
         return direct("relay away", around.now)  # its time begins when there is something better
-    if around.now - tried_since < TRY_S:
+    if around.now - tried_since < around.patience.try_s:
         return direct("trying", tried_since)
     if age_s is None:
         return relay("direct endpoint never answered", given_up=endpoint, turns=turns)
-    return relay(f"no handshake for {around.fresh_handshake_s:g} s", given_up=endpoint, turns=turns)
+    return relay(f"no handshake for {around.patience.fresh_handshake_s:g} s", given_up=endpoint, turns=turns)
 
 
 def _handshake_at(peer: Peer, before: PeerPath | None, around: Surroundings) -> float | None:

@@ -20,6 +20,7 @@ from relayd.errors import HostError
 from relayd.kernel.wireguard import Interface, WireGuard
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe import log
+from relayd.paths.patience import Patience
 from relayd.paths.verdict import Verdict
 
 ALWAYS = Verdict(False, None, "the mesh's relay mode is always")
@@ -78,7 +79,7 @@ class Reconciler:
         direct: DirectEndpoints,
         configured: Mapping[PublicKey, Endpoint],
         proxy_port: int,
-        fresh_handshake_s: float,
+        patience: Patience,
         every_s: float,
         deciders: Deciders | None = None,
         wall_clock: Callable[[], float] = time.time,
@@ -92,7 +93,7 @@ class Reconciler:
         """
         self._wireguard, self._reopen = wireguard, reopen
         self._proxy, self._link, self._address_of = proxy, link, address_of
-        self._proxy_port, self._fresh_handshake_s, self._every_s = proxy_port, fresh_handshake_s, every_s
+        self._proxy_port, self.patience, self._every_s = proxy_port, patience, every_s
         self._direct, self._configured = direct, configured
         self._deciders, self._wall_clock, self._on_read = deciders, wall_clock, on_read
         self._nudged = trio.Event()
@@ -119,6 +120,11 @@ class Reconciler:
             self._nudged = trio.Event()
             await self.look()
 
+    @property
+    def engine(self) -> str:
+        """Who runs WireGuard: "kernel" or "userspace"."""
+        return self._wireguard.engine
+
     def nudge(self) -> None:
         """Look at once: a verdict changed."""
         self._nudged.set()
@@ -126,6 +132,10 @@ class Reconciler:
     def configure(self, endpoints: Mapping[PublicKey, Endpoint]) -> None:
         """These are the endpoints that the configuration gives, from now on."""
         self._configured = endpoints
+
+    def be_patient(self, patience: Patience) -> None:
+        """These times count from now on."""
+        self.patience = patience
 
     def relay_always(self, always: bool) -> None:
         """Whether all peers are relayed from now on, whatever else there is."""
@@ -183,7 +193,7 @@ class Reconciler:
             proxy_port=self._proxy_port,
             relay_connected=self._link.connected,
             direct={**self._direct.endpoints, **self._configured},
-            fresh_handshake_s=self._fresh_handshake_s,
+            patience=self.patience,
             verdicts=verdicts,
             now=now,
             wall_now=self._wall_clock(),

@@ -12,6 +12,7 @@ from relayd import marks
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
+from relayd.paths.patience import Patience
 
 LogMode = Literal["auto", "console", "json"]
 """`auto`: for people when standard error is a terminal, fields when it is systemd's journal, else JSON."""
@@ -259,6 +260,11 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     api_token_file: str = f"{SERVICE_ACCOUNT}/token"
     api_ca_file: str = f"{SERVICE_ACCOUNT}/ca.crt"
+
+    @property
+    def patience(self) -> Patience:
+        """The times of its paths, as far as no mesh says otherwise."""
+        return Patience(fresh_handshake_s=self.fresh_handshake_s)
 
     @property
     def control_path(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from typing import Self
@@ -10,6 +10,7 @@ from typing import Self
 from relayd.endpoints import Endpoint, split_host_port
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
+from relayd.paths.patience import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,21 @@ class RelayMode(Enum):
     NEVER = "never"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedPatience:
+    """What a mesh says of `Patience`, for all its agents. None: nothing, an agent's own counts."""
+
+    silent_s: float | None = None
+    recheck_cap_s: float | None = None
+    try_s: float | None = None
+    fresh_handshake_s: float | None = None
+
+    def over(self, own: Patience) -> Patience:
+        """The times that count for an agent whose own are these."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(own, **{name: value for name, value in said.items() if value is not None})
+
+
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """All of it at one moment. Two that are equal ask for the same state of the host."""
@@ -85,3 +101,5 @@ class Mesh:
 
     stun: tuple[str, ...] = ()
     """STUN servers, HOST:PORT each, besides the relays and those of the agent's own configuration."""
+
+    patience: AskedPatience = AskedPatience()

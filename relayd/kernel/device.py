@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Literal, Protocol
 
 from relayd.endpoints import Endpoint
 from relayd.keys import KEY_BYTES, PrivateKey, PublicKey
@@ -75,6 +75,11 @@ class WireGuard(Protocol):
     @property
     def name(self) -> str:
         """The interface's name."""
+        ...
+
+    @property
+    def engine(self) -> Literal["kernel", "userspace"]:
+        """Who runs it."""
         ...
 
     async def dump(self) -> Interface:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from ipaddress import IPv6Address
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import trio
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
@@ -63,6 +63,8 @@ class _NotThereError(Exception):
 
 class NetlinkWireGuard(PlannedWireGuard):
     """An interface of kind "wireguard"."""
+
+    engine: Literal["kernel"] = "kernel"
 
     async def dump(self) -> Interface:
         """See relayd.kernel.device.WireGuard."""

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
+from typing import Literal
 
 import trio
 
@@ -42,6 +43,8 @@ def socket_path(name: str) -> Path:
 
 class UserspaceWireGuard(PlannedWireGuard):
     """An interface that a process of this host runs."""
+
+    engine: Literal["userspace"] = "userspace"
 
     def __init__(self, name: str, path: Path | None = None) -> None:
         super().__init__(name)

@@ -16,7 +16,8 @@ def not_ready(summary: Mapping[str, Any], peers: Iterable[Mapping[str, Any]]) ->
     """Why it isn't ready, a sentence each; empty: it is.
 
     A relay is ready while it takes agents in. An agent is when its interface is there and every peer has a
-    way: one whose peers are all direct needs no relay.
+    way: one whose peers are all direct needs no relay. Where no relay is configured, a peer that isn't direct
+    has none, and that is no fault of the agent's: an update of a cluster mustn't wait for it.
     """
     reasons = []
     if summary.get("draining"):
@@ -25,7 +26,8 @@ def not_ready(summary: Mapping[str, Any], peers: Iterable[Mapping[str, Any]]) ->
         reasons.append(f"who is let in isn't known yet: {summary['admission_awaited']}")
     if summary.get("interface_problem"):
         reasons.append(f"interface {summary['interface']}: {summary['interface_problem']}")
-    lost = [str(peer["key"])[:8] for peer in peers if peer.get("path") == "none"]
+    has_relay = (summary.get("relay") or {}).get("state") != "none"
+    lost = [str(peer["key"])[:8] for peer in peers if has_relay and peer.get("path") == "none"]
     if lost:
         named = ", ".join(lost[:MOST_PEERS_NAMED])
         more = len(lost) - MOST_PEERS_NAMED

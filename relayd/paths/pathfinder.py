@@ -22,6 +22,7 @@ from relayd.paths.counters import Counters, KernelView
 from relayd.paths.evidence import Evidence, PeerWord, ValidPair
 from relayd.paths.heard_pings import HeardPings
 from relayd.paths.keepalive import Beat
+from relayd.paths.patience import USUAL, Patience
 from relayd.paths.rounds import ROUND_GAP_S, Rounds
 from relayd.paths.selector import Selector, State
 from relayd.paths.verdict import Verdict
@@ -60,6 +61,7 @@ class Pathfinder:
         draw: Callable[[int], bytes],
         now: float,
         known: Iterable[Endpoint] = (),
+        patience: Patience = USUAL,
     ) -> None:
         """`session`: this process's. `draw` gives random bytes. `known`: endpoints of the peer that somebody
         wrote down (a configuration, an earlier life)."""
@@ -84,6 +86,12 @@ class Pathfinder:
         self._renew = False
         self._decided_at = now
         self._heard_pings = HeardPings()
+        self.be_patient(patience)
+
+    def be_patient(self, patience: Patience) -> None:
+        """These times count from now on."""
+        self.selector.silent_s = patience.silent_s
+        self._rounds.cap(patience.recheck_cap_s)
 
     # What happens -------------------------------------------------------------------------------------------
 

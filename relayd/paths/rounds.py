@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from math import inf
 
+from relayd.paths.patience import USUAL
 from relayd.paths.selector import SWITCH_AT_SILENCE_S
 
-AGAIN_S, AGAIN_CAP_S = 5.0, 120.0
+AGAIN_S = 5.0
 """Between two rounds of checks, for as long as the peer is relayed: doubled each time, and anew after any
-sign of change. A cable that was pulled is back in seconds or in hours."""
+sign of change."""
 
 ROUND_GAP_S = 1.0
 """Between two rounds at least, whatever happens."""
@@ -20,7 +21,7 @@ class Rounds:
     def __init__(self) -> None:
         self.wanted = True
         """Whether something has changed since the last one."""
-        self._again_s = AGAIN_S
+        self._again_s, self._cap_s = AGAIN_S, USUAL.recheck_cap_s
 
     def due_at(self, last: float, *, direct: bool, damped_until: float, unanswered_since: float) -> float:
         """When the next is due, after the one at `last`; inf: none is, as things are.
@@ -37,7 +38,11 @@ class Rounds:
             at = min(at, unanswered_since + SWITCH_AT_SILENCE_S)
         return max(at, last + ROUND_GAP_S)
 
+    def cap(self, cap_s: float) -> None:
+        """`Patience.recheck_cap_s` is this from now on."""
+        self._cap_s, self._again_s = cap_s, min(cap_s, self._again_s)
+
     def begun(self) -> None:
         """One has begun, by our own decision."""
-        self._again_s = AGAIN_S if self.wanted else min(AGAIN_CAP_S, self._again_s * 2)
+        self._again_s = min(self._cap_s, AGAIN_S if self.wanted else self._again_s * 2)
         self.wanted = False

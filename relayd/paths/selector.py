@@ -26,12 +26,14 @@ from math import inf
 from relayd.endpoints import Endpoint
 from relayd.paths.damping import Damping
 from relayd.paths.evidence import Evidence
+from relayd.paths.patience import USUAL
 
-SILENT_S = 3.0
-"""Without an answer to any Ping, while something is sent."""
+SILENT_S = USUAL.silent_s
+"""Without an answer to any Ping, while something is sent; a mesh may have another."""
 
 ASKED_S = 2.0
-"""... and so long after the first that stayed unanswered, at the tempo of `keepalive.FAST_S`."""
+"""... and so long after the first that stayed unanswered, at the tempo of `keepalive.FAST_S`; with another
+silence as much of it."""
 
 HURRIED_S = 1.0
 """Likewise after an address changed: then it is the likely outcome."""
@@ -78,6 +80,8 @@ class Selector:
     """One peer's state. `step` is all that changes it."""
 
     def __init__(self, now: float) -> None:
+        self.silent_s = SILENT_S
+        """As `Patience` has it."""
         self.ours = False
         """Whether the state is a decision; if not, the endpoint is the kernel's, the peer's, and
         WireGuard's."""
@@ -285,9 +289,10 @@ def _unheard(s: Selector, e: Evidence, for_s: float) -> bool:
 
 
 def _died(s: Selector, e: Evidence) -> Outcome | None:
-    if not e.hurried and s.silent(e, SILENT_S, ASKED_S) and _unheard(s, e, ASKED_S):
+    asked_s = ASKED_S * s.silent_s / SILENT_S
+    if not e.hurried and s.silent(e, s.silent_s, asked_s) and _unheard(s, e, asked_s):
         return Outcome(
-            f"no answer and nothing received from {s.endpoint} for {SILENT_S:g} s; the relay answers"
+            f"no answer and nothing received from {s.endpoint} for {s.silent_s:g} s; the relay answers"
         )
     return None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
@@ -34,6 +35,7 @@ class FakeWireGuard:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
+        self.engine: Literal["kernel", "userspace"] = "kernel"
         self.failure: HostError | None = None
         self.closed = False
         self.endpoints_set: list[tuple[PublicKey, Endpoint]] = []

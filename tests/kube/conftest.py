@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -23,13 +24,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+@contextmanager
+def _laboratory() -> Iterator[Lab]:
     try:
         made = Lab()
     except HostError as error:
         pytest.skip(str(error))
     with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    with _laboratory() as made:
         yield made
 
 
@@ -49,9 +56,5 @@ def installed(cluster: ControlPlane) -> ControlPlane:
 @pytest.fixture(scope="module")
 def lab_of_module() -> Iterator[Lab]:
     """One of a module's own, for control planes that are killed and the like."""
-    try:
-        made = Lab()
-    except HostError as error:
-        pytest.skip(str(error))
-    with made:
+    with _laboratory() as made:
         yield made

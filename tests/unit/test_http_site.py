@@ -84,6 +84,11 @@ async def test_an_agent_is_ready_while_every_peer_has_a_way() -> None:
     assert b"no way to 2 peers: " in lost.body
 
 
+async def test_where_the_mesh_has_no_relay_a_peer_without_a_way_is_not_the_agents_fault() -> None:
+    alone = agent_status(("direct", "none"), relay={"state": "none"})
+    assert (await get("/readyz", alone)).status == 200
+
+
 async def test_an_agent_without_its_interface_is_not_ready_and_says_why() -> None:
     answer = await get("/readyz", agent_status((), interface_problem="wg0: no such interface"))
     assert answer.status == 503

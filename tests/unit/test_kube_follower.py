@@ -10,7 +10,7 @@ import trio
 
 from relayd.coordination.kubernetes import resources
 from relayd.coordination.kubernetes.api_error import ApiError, UnreachableError
-from relayd.coordination.kubernetes.follower import RELIST_S, Follower
+from relayd.coordination.kubernetes.follower import AWAY_CAP_S, RELIST_S, Follower
 
 LIST = b'{"metadata": {"resourceVersion": "7"}, "items": []}'
 
@@ -19,10 +19,14 @@ class Server:
     """An API server that is away, then knows nothing of old versions, then works; or never gets over 410."""
 
     def __init__(self, *, away: int, gone: int) -> None:
-        self.away, self.gone = away, gone
+        self.away, self.gone, self.refuses = away, gone, 0
         self.lists: list[float] = []
         self.told_gone: list[float] = []
         self.said_410 = trio.Event()
+        self.is_back = trio.Event()
+
+    async def back(self) -> None:
+        await self.is_back.wait()
 
     async def request(self, *_: object, **__: object) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -35,6 +39,9 @@ class Server:
         if self.away:
             self.away -= 1
             raise UnreachableError("nobody there")
+        if self.refuses:
+            self.refuses -= 1
+            raise ApiError(403, "Forbidden", "its rights aren't known yet")
         yield self._lines()
 
     async def _lines(self) -> AsyncIterator[bytes]:
@@ -60,7 +67,7 @@ def follower(server: Any) -> Follower[resources.Peer]:
 async def test_after_410_a_list_comes_soon_however_long_the_server_was_away(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    server = Server(away=8, gone=1)
+    server = Server(away=20, gone=1)
     followed = follower(server)
     await nursery.start(followed.run)
     await server.said_410.wait()
@@ -79,4 +86,46 @@ async def test_a_server_that_says_410_for_ever_is_not_asked_all_the_time(
     await nursery.start(follower(server).run)
     await trio.sleep(3600.0)
     assert 100 < len(server.told_gone) < 400
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_back_is_found_within_five_seconds_however_long_it_was_away(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    server = Server(away=10**9, gone=0)
+    followed = follower(server)
+    await nursery.start(followed.run)
+    await trio.sleep(3600.0)
+    assert followed.problem
+    server.away = 0
+    await trio.sleep(AWAY_CAP_S + 0.1)
+    assert followed.problem == ""
+    nursery.cancel_scope.cancel()
+
+
+async def test_whoever_finds_it_back_tells_the_others(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    server = Server(away=10**9, gone=0)
+    followed = follower(server)
+    await nursery.start(followed.run)
+    await trio.sleep(3600.0)
+    server.away = 0
+    server.is_back.set()
+    await trio.sleep(0.001)
+    assert followed.problem == ""
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_starts_says_no_for_a_while_and_is_asked_again_soon(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Its rights and its kinds of resources come after it does."""
+    server = Server(away=10**9, gone=0)
+    followed = follower(server)
+    await nursery.start(followed.run)
+    await trio.sleep(3600.0)
+    server.refuses, server.away = 1, 0
+    await trio.sleep(AWAY_CAP_S + 1.0 + 0.1)
+    assert followed.problem == ""
     nursery.cancel_scope.cancel()

@@ -24,6 +24,8 @@ from relayd.coordination.model import OwnedInterface, RelayMode
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.keys import PrivateKey
+from relayd.marks import HANDSHAKE_FRESH_S
+from relayd.paths.patience import USUAL, Patience
 
 KEYS = [PrivateKey(bytes([number]) * 32) for number in range(1, 9)]
 ME = Self(name="a", private_key=KEYS[0])
@@ -166,6 +168,23 @@ def test_in_the_mode_never_there_is_no_relay(own_relay: tuple[JoinString, ...]) 
     of = mesh(relay={"mode": "never", "provider": "external", "external": {"endpoint": "192.0.2.1:3478"}})
     made = meaning(view(of=of), replace(ME, relays=own_relay)).mesh
     assert (made.relays, made.relay_mode) == ((), RelayMode.NEVER)
+
+
+def test_the_times_of_the_mesh_and_those_that_it_does_not_name() -> None:
+    own = Patience(fresh_handshake_s=200.0)
+    assert meaning(view(), ME).mesh.patience.over(own) == own
+    said = mesh(
+        relay={"directRetryIntervalSeconds": 30, "handshakeTimeoutSeconds": 20},
+        natTraversal={"healthProbeTimeoutSeconds": 7, "handshakeValidWindowSeconds": 240},
+    )
+    assert meaning(view(of=said), ME).mesh.patience.over(own) == Patience(
+        silent_s=7.0, recheck_cap_s=30.0, try_s=20.0, fresh_handshake_s=240.0
+    )
+
+
+def test_a_session_that_wireguard_still_takes_is_never_called_stale() -> None:
+    said = meaning(view(of=mesh(natTraversal={"handshakeValidWindowSeconds": 10})), ME).mesh.patience
+    assert said.over(USUAL).fresh_handshake_s == HANDSHAKE_FRESH_S
 
 
 # --- the mesh ---

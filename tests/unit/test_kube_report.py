@@ -12,6 +12,7 @@ from relayd.coordination.kubernetes.report import (
     Facts,
     PeerFacts,
     Reporter,
+    port_prediction,
     rfc3339,
 )
 
@@ -48,6 +49,28 @@ def test_what_a_status_says() -> None:
     }
     assert conditions["Ready"]["message"] == "1 direct, 1 relayed, 1 without a path"
     assert conditions["Configured"]["status"] == "True"
+
+
+def test_what_a_symmetric_nat_gives_next_as_wirekube_puts_it() -> None:
+    assert port_prediction([40001, 40003, 40006]) == {
+        "basePort": 40006,
+        "increment": 2,
+        "jitter": 1,
+        "samplePorts": [40001, 40003, 40006],
+    }
+    assert port_prediction([40006, 40003, 40001])["increment"] == -2, "towards zero, as Go divides"
+    assert port_prediction([40001]) == port_prediction([]) == {}
+
+
+def test_ports_of_a_symmetric_nat_and_the_engine_are_told_and_ask_for_no_write() -> None:
+    told = replace(facts(), mapped_ports=[5, 7], bind_mode="userspace")
+    reporter = Reporter()
+    status = reporter.due(told, now=0, wall_now=WALL)
+    assert status is not None
+    assert (status["bindMode"], status["portPrediction"]["basePort"]) == ("userspace", 7)
+    reporter.written(told, now=0, wall_now=WALL)
+    moved = replace(told, mapped_ports=[9, 11])
+    assert reporter.due(moved, now=CHANGE_EVERY_S + 1, wall_now=WALL) is None
 
 
 def test_a_node_with_neither_relay_nor_session_is_not_connected() -> None:

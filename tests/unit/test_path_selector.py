@@ -146,6 +146,19 @@ def test_silence_while_something_is_sent_and_the_relay_answers_demotes() -> None
     assert selector.damping.until == T + FIRST_S
 
 
+def test_a_mesh_may_want_more_silence_before_a_path_is_given_up() -> None:
+    selector = direct()
+    selector.silent_s = 2 * SILENT_S
+    assert selector.step(dead()) is None
+    longer = replace(
+        dead(), answered_at=T - 2 * SILENT_S, unanswered_since=T - 2 * ASKED_S, heard_at=T - 2 * SILENT_S
+    )
+    change = selector.step(longer)
+    assert change is not None
+    assert change.state is State.RELAY
+    assert "for 6 s" in change.reason
+
+
 @pytest.mark.parametrize(
     "what",
     [

@@ -10,6 +10,7 @@ from relayd.agent.reconcile import RELAY_TRY_CAP_S, RELAY_TRY_S, TRY_S, Path, Pe
 from relayd.endpoints import Endpoint
 from relayd.kernel.wireguard import Interface, Peer
 from relayd.keys import PublicKey
+from relayd.paths.patience import Patience
 from relayd.paths.verdict import Verdict
 
 KEY = PublicKey(b"p" * 32)
@@ -43,7 +44,7 @@ def around(now: float = 0.0, *, relay_connected: bool = True, wall_step_s: float
         loopbacks={KEY: LOOPBACK},
         proxy_port=PORT,
         relay_connected=relay_connected,
-        fresh_handshake_s=180.0,
+        patience=Patience(),
         now=now,
         wall_now=WALL + now + wall_step_s,
     )
@@ -53,6 +54,17 @@ def decide(
     one: Peer, before: Mapping[PublicKey, PeerPath] | None = None, at: Surroundings | None = None
 ) -> dict[PublicKey, PeerPath]:
     return plan(interface(one), before or {}, at or around())
+
+
+def test_a_mesh_may_give_a_direct_endpoint_more_time() -> None:
+    patient = Patience(try_s=3 * TRY_S)
+    paths = decide(peer(DIRECT, tx_bytes=0))
+    paths = decide(peer(DIRECT, tx_bytes=148), paths, replace(around(1.0), patience=patient))
+    at = replace(around(1.0 + 3 * TRY_S - 0.1), patience=patient)
+    paths = decide(peer(DIRECT, tx_bytes=296), paths, at)
+    assert paths[KEY].path is Path.DIRECT
+    paths = decide(peer(DIRECT, tx_bytes=444), paths, replace(around(1.0 + 3 * TRY_S), patience=patient))
+    assert paths[KEY].path is Path.RELAY
 
 
 def test_peer_without_endpoint_goes_to_the_relay() -> None:

@@ -19,6 +19,7 @@ from relayd.agent.reconciler import Reconciler
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.keys import PrivateKey, PublicKey
+from relayd.paths.patience import Patience
 from tests.helpers.fake_wireguard import FakeWireGuard
 
 A, B = PublicKey(b"a" * 32), PublicKey(b"b" * 32)
@@ -79,7 +80,7 @@ class Host:
             direct=self.direct,
             configured=self.configured,
             proxy_port=PORT,
-            fresh_handshake_s=180.0,
+            patience=Patience(),
             every_s=1.0,
         )
         with capture_logs() as lines:

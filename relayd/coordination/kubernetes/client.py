@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpcore
 import msgspec
+import trio
 
 from relayd.config.types import SERVICE_ACCOUNT
 from relayd.coordination.kubernetes.api_error import UnreachableError, error_of
@@ -59,10 +60,12 @@ class ApiClient:
     """One API server. Every call is bounded in time, watches by the time that they ask for."""
 
     def __init__(self, access: Access) -> None:
-        self._access = access
+        self._access, self._told = access, access.servers
         self._backend = MarkedBackend()
         self._pool: httpcore.AsyncConnectionPool | None = None
         self._ca_stamp: object = None
+        self._away = False
+        self._back = trio.Event()
         self.requests = 0
 
     @property
@@ -71,11 +74,12 @@ class ApiClient:
         return self._access.servers[0]
 
     def prefer(self, server: str) -> None:
-        """Use this URL from now on; those known before stay for when it doesn't answer."""
-        others = tuple(one for one in self._access.servers if one != server)
-        if self._access.servers != (server, *others):
-            log.get().info("kubernetes.server", url=server)
-            self._access = replace(self._access, servers=(server, *others))
+        """Use this URL from now on ("": none before others); those that this process was told stay for when
+        it doesn't answer."""
+        servers = tuple(dict.fromkeys((*filter(None, [server]), *self._told)))
+        if self._access.servers != servers and servers:
+            log.get().info("kubernetes.server", url=servers[0])
+            self._access = replace(self._access, servers=servers)
 
     async def request(
         self,
@@ -104,6 +108,10 @@ class ApiClient:
         ):
             yield lines
 
+    async def back(self) -> None:
+        """Wait until an API server that didn't answer has answered somebody: a wait meant to last."""
+        await self._back.wait()
+
     async def aclose(self) -> None:
         """Close all connections."""
         if self._pool is not None:
@@ -126,6 +134,7 @@ class ApiClient:
                 content=content,
                 extensions={"timeout": timeout},
             ) as response:
+                self._answered()
                 if response.status >= 400:
                     raise error_of(await _read(response), response.status)
                 yield response
@@ -141,9 +150,16 @@ class ApiClient:
 
     def _turn_from(self, server: str) -> None:
         """It didn't answer: the next one's turn, unless somebody else has found that out already."""
+        self._away = True
         first, *others = self._access.servers
         if server == first:
             self._access = replace(self._access, servers=(*others, first))
+
+    def _answered(self) -> None:
+        if self._away:
+            self._away = False
+            self._back.set()
+            self._back = trio.Event()
 
     def _headers(self, content: bytes, kind: str) -> list[tuple[bytes, bytes]]:
         headers = {"Host": urlsplit(self.server).netloc, "Accept": JSON, "User-Agent": "relayd"}

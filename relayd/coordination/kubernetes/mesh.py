@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from relayd import marks
 from relayd.coordination.kubernetes import addresses, resources
 from relayd.coordination.kubernetes.addresses import Address, Network
-from relayd.coordination.model import Mesh, MeshPeer, OwnedInterface, RelayMode
+from relayd.coordination.model import AskedPatience, Mesh, MeshPeer, OwnedInterface, RelayMode
 from relayd.endpoints import Endpoint, split_host_port
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
@@ -187,6 +187,7 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
             relays=() if _mode(spec) is RelayMode.NEVER else own.relays or relays_of(spec, problems),
             relay_mode=_mode(spec),
             stun=_stun_servers(spec, problems),
+            patience=_patience(spec),
         ),
         names=names,
         problems=_shortened(problems),
@@ -298,6 +299,23 @@ def _stun_servers(spec: resources.MeshSpec, problems: list[str]) -> tuple[str, .
         else:
             found.append(server)
     return tuple(dict.fromkeys(found))
+
+
+def _patience(spec: resources.MeshSpec) -> AskedPatience:
+    """The times that the mesh gives. A session isn't called stale before WireGuard itself refuses its keys:
+    one that carries packets makes new ones only every two minutes."""
+    relay, nat = spec.relay or resources.RelaySpec(), spec.natTraversal or resources.NATTraversal()
+    window_s = nat.handshakeValidWindowSeconds
+    return AskedPatience(
+        silent_s=_seconds(nat.healthProbeTimeoutSeconds),
+        recheck_cap_s=_seconds(relay.directRetryIntervalSeconds),
+        try_s=_seconds(relay.handshakeTimeoutSeconds),
+        fresh_handshake_s=max(float(window_s), marks.HANDSHAKE_FRESH_S) if window_s > 0 else None,
+    )
+
+
+def _seconds(said: int) -> float | None:
+    return float(said) if said > 0 else None
 
 
 def relay_at(text: str) -> JoinString:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from relayd.coordination.kubernetes.resources import GROUP, VERSION
@@ -56,6 +57,12 @@ class Facts:
     nat_type: str = ""
     ice_state: str = ""
     candidates: Sequence[Mapping[str, Any]] = ()
+    mapped_ports: Sequence[int] = ()
+    """What a symmetric NAT gave for one port, in the order of asking: empty where there is none."""
+
+    bind_mode: str = ""
+    """"kernel" or "userspace": whose WireGuard it is."""
+
     problems: Sequence[str] = ()
     """What of the cluster's resources, or of the host, this node can't follow."""
 
@@ -108,6 +115,8 @@ class Reporter:
             ("natType", facts.nat_type),
             ("iceState", facts.ice_state),
             ("iceCandidates", list(facts.candidates)),
+            ("portPrediction", port_prediction(facts.mapped_ports)),
+            ("bindMode", facts.bind_mode),
         ):
             if value:
                 status[name] = value
@@ -144,6 +153,21 @@ class Reporter:
             "message": message,
             "lastTransitionTime": self._since[kind][1],
         }
+
+
+def port_prediction(ports: Sequence[int]) -> dict[str, Any]:
+    """What a NAT that gave these ports, one after the other, may give next, as WireKube's agents put it: from
+    the last one on, by the average step, and how far the steps were off that. {}: too few to tell."""
+    if len(ports) < 2:
+        return {}
+    steps = [after - before for before, after in pairwise(ports)]
+    average = int(sum(steps) / len(steps))
+    return {
+        "basePort": ports[-1],
+        "increment": average,
+        "jitter": max(abs(step - average) for step in steps),
+        "samplePorts": list(ports),
+    }
 
 
 def rfc3339(wall_s: float) -> str:

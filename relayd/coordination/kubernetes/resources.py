@@ -69,12 +69,21 @@ class ManagedRelay(Struct, frozen=True):
 
 
 class RelaySpec(Struct, frozen=True):
-    """Which relay, and when."""
+    """Which relay, and when. Of a time that is 0 nothing was said."""
 
     mode: str = "auto"
     provider: str = ""
     external: ExternalRelay | None = None
     managed: ManagedRelay | None = None
+    handshakeTimeoutSeconds: int = 0
+    directRetryIntervalSeconds: int = 0
+
+
+class NATTraversal(Struct, frozen=True):
+    """When a direct path counts as gone. Likewise."""
+
+    handshakeValidWindowSeconds: int = 0
+    healthProbeTimeoutSeconds: int = 0
 
 
 class AutoAllowedIPs(Struct, frozen=True):
@@ -106,6 +115,7 @@ class MeshSpec(Struct, frozen=True):
     apiServerURL: str = ""
     stunServers: tuple[str, ...] = ()
     relay: RelaySpec | None = None
+    natTraversal: NATTraversal | None = None
     autoAllowedIPs: AutoAllowedIPs | None = None
     podCIDRRouting: PodCIDRRouting | None = None
     routing: RoutingSpec | None = None

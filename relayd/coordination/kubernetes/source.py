@@ -94,6 +94,9 @@ class KubernetesSource:
         self._is_stale = False
         self._meaning: Meaning | None = None
         self._correct_at = 0.0
+        self._server_url = ""
+        if self._memory.mesh is not None:
+            self._use_server(self._memory.mesh)
         self.problem = ""
         """Why there is no mesh, or an old one; empty: it is the cluster's."""
         self.endpoint_method = ""
@@ -197,13 +200,20 @@ class KubernetesSource:
         have_all = self._have_all()
         if have_all:
             view = self._view()
-            if view.mesh is not None and view.mesh.spec.apiServerURL:
-                self._client.prefer(view.mesh.spec.apiServerURL.rstrip("/"))
+            if view.mesh is not None:
+                self._use_server(view.mesh)
             if view.mesh is not None and not await self._keep_own(view, view.mesh):
                 return  # its own resource isn't there yet: its address isn't settled
         elif not (self._is_stale and self._memory.mesh is not None):
             return
         self._understand(self._view(), "" if have_all else "from memory: the API server was never reached")
+
+    def _use_server(self, mesh: resources.Mesh) -> None:
+        """Turn to the API server that the mesh names, once: when it doesn't answer, the client has others."""
+        url = mesh.spec.apiServerURL.rstrip("/")
+        if url != self._server_url:
+            self._client.prefer(url)
+        self._server_url = url
 
     def _understand(self, view: View, problem: str) -> None:
         try:
