@@ -205,21 +205,21 @@ class Reconciler:
             if decided.path is Path.RELAY and (decided.set_endpoint or decided.given_up):
                 self._direct.note(decided.peer, decided.given_up)
         await self._direct.save()
+        refused = await self._wireguard.set_endpoints(
+            {key: one.set_endpoint for key, one in self.paths.items() if one.set_endpoint is not None}
+        )
         for key, decided in list(self.paths.items()):
             known = before.get(key)
-            if decided.set_endpoint is not None:
-                try:
-                    await self._wireguard.set_endpoint(key, decided.set_endpoint)
-                except HostError as error:  # the next look tries again, or finds peer or interface gone
-                    self._refused.warning("peer.endpoint_refused", peer=key, error=str(error))
-                    if known is None:
-                        del self.paths[key]
-                    else:
-                        self.paths[key] = known
-                    continue
-                if self._deciders is not None:
-                    direct = decided.set_endpoint if decided.path is Path.DIRECT else None
-                    self._deciders.was_set(key, direct)
+            if key in refused:  # the next look tries again, or finds peer or interface gone
+                self._refused.warning("peer.endpoint_refused", peer=key, error=str(refused[key]))
+                if known is None:
+                    del self.paths[key]
+                else:
+                    self.paths[key] = known
+                continue
+            if decided.set_endpoint is not None and self._deciders is not None:
+                direct = decided.set_endpoint if decided.path is Path.DIRECT else None
+                self._deciders.was_set(key, direct)
             if known is None or known.path is not decided.path:
                 self._say(key, decided)
 

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, Protocol
 
 from relayd.endpoints import Endpoint
+from relayd.errors import HostError
 from relayd.keys import KEY_BYTES, PrivateKey, PublicKey
 from relayd.marks import HANDSHAKE_FRESH_S
 
@@ -92,6 +93,10 @@ class WireGuard(Protocol):
 
     async def set_endpoint(self, key: PublicKey, endpoint: Endpoint) -> None:
         """Send `key`'s packets to `endpoint`. Nothing else changes; a peer that isn't there is not made."""
+        ...
+
+    async def set_endpoints(self, endpoints: Mapping[PublicKey, Endpoint]) -> Mapping[PublicKey, HostError]:
+        """Likewise for all of these. -> those that were refused, and why; raises nothing of its own."""
         ...
 
     async def configure(

@@ -30,7 +30,7 @@ from pyroute2.netlink.generic.wireguard import (
 from relayd.endpoints import Endpoint
 from relayd.kernel import discover, genl, hints, links, rtnl
 from relayd.kernel.device import Changes, Interface, Network
-from relayd.kernel.genl import InterruptedDumpError, KernelError
+from relayd.kernel.nlmsg import InterruptedDumpError, KernelError
 from relayd.kernel.planned import PlannedWireGuard
 from relayd.kernel.wireguard_dump import FAMILY, GET_DEVICE, VERSION, Reader, request
 

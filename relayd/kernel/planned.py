@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
 from relayd.endpoints import Endpoint
+from relayd.errors import HostError
 from relayd.kernel import hints
 from relayd.kernel.device import NO_KEY, Changes, Interface, PeerChange, PeerSettings, plan
 from relayd.keys import PrivateKey, PublicKey
@@ -41,6 +42,30 @@ class PlannedWireGuard(ABC):
         change = Changes(peers=(PeerChange(key=key, endpoint=endpoint),))
         async with self._turn:
             await self._write(f"set the endpoint of {key.short()} on {self.name}", change)
+
+    async def set_endpoints(self, endpoints: Mapping[PublicKey, Endpoint]) -> Mapping[PublicKey, HostError]:
+        """See relayd.kernel.device.WireGuard. In one go; only where something is refused, one by one."""
+        changes = Changes(peers=tuple(PeerChange(key=key, endpoint=to) for key, to in endpoints.items()))
+        if not endpoints:
+            return {}
+        try:
+            async with self._turn:
+                await self._write(f"set {len(endpoints)} endpoints on {self.name}", changes)
+            return {}
+        except HostError as error:
+            if len(endpoints) == 1:
+                return dict.fromkeys(endpoints, error)
+        refused: dict[PublicKey, HostError] = {}
+        try:
+            await self.dump()
+        except HostError as error:  # none of them, then
+            return dict.fromkeys(endpoints, error)
+        for key, to in endpoints.items():
+            try:
+                await self.set_endpoint(key, to)
+            except HostError as error:
+                refused[key] = error
+        return refused
 
     async def configure(
         self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]

@@ -1,25 +1,32 @@
 """Policy rules of this host, the routes of relayd's own table, and where a packet would go: as values.
 
-`host_rules` decides what there should be. Here it is read and written, by netlink, each call in a worker
-thread with a deadline (see `rtnl`).
+`host_rules` decides what there should be. Here it is read and written, by netlink: rules by pyroute2, each
+call in a worker thread with a deadline (see `rtnl`), routes by `route_messages`: there are as many as peers.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
+import trio
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from relayd import marks
 from relayd.errors import HostError
-from relayd.kernel import hints, rtnl
+from relayd.kernel import hints, route_messages, rtnl
 from relayd.kernel.device import Network
+from relayd.kernel.nlmsg import KernelError
+from relayd.kernel.route_messages import KernelRoute
 
 Address = IPv4Address | IPv6Address
 
@@ -36,8 +43,6 @@ METRIC = {4: 0, 6: 1024}
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _INVERT = 2  # linux/fib_rules.h: FIB_RULE_INVERT, "not" in `ip rule`
-_SCOPE_LINK = 253
-_UNICAST = 1  # linux/rtnetlink.h: RTN_UNICAST
 _LOOKUP_TABLE = 0x1000  # linux/rtnetlink.h: RTM_F_LOOKUP_TABLE, the answer names the table
 _NONE = 0xFFFF_FFFF  # FRA_SUPPRESS_PREFIXLEN of a rule that suppresses nothing
 _NEUTRAL = {"FRA_UNSPEC", "FRA_TABLE", "FRA_PRIORITY", "FRA_FWMARK", "FRA_FWMASK", "FRA_PROTOCOL", "FRA_PAD"}
@@ -148,41 +153,34 @@ class NetlinkRouting:
     async def read(self) -> RoutingState:
         """See Routing."""
 
-        async def dump() -> RoutingState:
-            # strict_check: the kernel picks out the table. A router's main table can have a million routes.
-            async with AsyncIPRoute(strict_check=True) as kernel:
-                versions, rules, routes = [], [], []
+        async def dump() -> dict[int, list[Rule]]:
+            async with AsyncIPRoute() as kernel:
+                found: dict[int, list[Rule]] = {}
                 for version, family in _FAMILY.items():
                     try:
-                        found = [message async for message in await kernel.rule("dump", family=family)]
+                        answer = await kernel.rule("dump", family=family)
+                        found[version] = [_rule(version, message) async for message in answer]
                     except NetlinkError as error:
                         if version == 6 and error.code in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                             continue  # a kernel without IPv6, or started with ipv6.disable=1
                         raise
-                    versions.append(version)
-                    rules += [_rule(version, message) for message in found]
-                    routes += await _routes(kernel, family)
-                return RoutingState(versions=tuple(versions), rules=tuple(rules), routes=tuple(routes))
+                return found
 
-        return await rtnl.call("read rules and routes", dump)
+        rules = await rtnl.call("read rules", dump)
+        names: dict[int, str] = {}
+        routes = [_route(one, names) for version in rules for one in await _read_routes(version)]
+        return RoutingState(
+            versions=tuple(rules),
+            rules=tuple(rule for found in rules.values() for rule in found),
+            routes=tuple(routes),
+        )
 
     async def write(self, changes: RoutingChanges) -> None:
         """See Routing."""
-        if not changes:
-            return
-
-        async def go() -> None:
-            async with AsyncIPRoute() as kernel:
-                for rule in changes.add_rules:
-                    await _tolerant(kernel.rule("add", **_rule_fields(rule)), errno.EEXIST)
-                for rule in changes.remove_rules:
-                    await _tolerant(kernel.rule("del", **_rule_fields(rule)), errno.ENOENT)
-                for route in changes.remove_routes:
-                    await _tolerant(kernel.route("del", **_removal_fields(route)), errno.ESRCH, errno.ENODEV)
-                for route in changes.set_routes:
-                    await _set(kernel, route)
-
-        await rtnl.call("write rules and routes", go)
+        if changes.add_rules or changes.remove_rules:
+            await rtnl.call("write rules", partial(_write_rules, changes))
+        if changes.remove_routes or changes.set_routes:
+            await _write_routes(changes)
 
     async def look_up(self, addresses: Sequence[Address], *, mark: int) -> list[Hop | None]:
         """See Routing."""
@@ -200,6 +198,14 @@ async def _tolerant(request: Any, *codes: int) -> None:
     except NetlinkError as error:
         if error.code not in codes:
             raise
+
+
+async def _write_rules(changes: RoutingChanges) -> None:
+    async with AsyncIPRoute() as kernel:
+        for rule in changes.add_rules:
+            await _tolerant(kernel.rule("add", **_rule_fields(rule)), errno.EEXIST)
+        for rule in changes.remove_rules:
+            await _tolerant(kernel.rule("del", **_rule_fields(rule)), errno.ENOENT)
 
 
 # Messages to values ----------------------------------------------------------------------------------------
@@ -225,28 +231,16 @@ def _rule(version: int, message: Any) -> Rule:
     )
 
 
-async def _routes(kernel: Any, family: int) -> list[Route]:
-    try:
-        answer = await kernel.route("dump", family=family, table=marks.TABLE)
-        return [_route(message) async for message in answer]
-    except NetlinkError as error:
-        if error.code == errno.ENOENT:  # nothing was ever in that table
-            return []
-        raise
-
-
-def _route(message: Any) -> Route:
-    attributes = dict(message["attrs"])
-    bits = {socket.AF_INET: 32, socket.AF_INET6: 128}[message["family"]]
-    anywhere = "0.0.0.0" if bits == 32 else "::"
-    source = attributes.get("RTA_PREFSRC")
-    special = {"RTA_GATEWAY", "RTA_VIA", "RTA_MULTIPATH", "RTA_NH_ID", "RTA_ENCAP"} & attributes.keys()
+def _route(one: KernelRoute, names: dict[int, str]) -> Route:
+    """`names`: of interfaces, by index, as far as they have been asked for."""
+    if one.device not in names:
+        names[one.device] = _name(one.device)
     return Route(
-        destination=ip_network(f"{attributes.get('RTA_DST', anywhere)}/{message['dst_len']}"),
-        device=_name(attributes.get("RTA_OIF", 0)),
-        source=None if source is None else ip_address(source),
-        metric=attributes.get("RTA_PRIORITY", 0),
-        plain=message["type"] == _UNICAST and not special,
+        destination=one.destination,
+        device=names[one.device],
+        source=one.source,
+        metric=one.metric,
+        plain=one.plain,
     )
 
 
@@ -295,47 +289,72 @@ def _rule_fields(rule: Rule) -> dict[str, Any]:
     return fields
 
 
-def _removal_fields(route: Route) -> dict[str, Any]:
-    """By destination and metric, in our table, whatever kind of route it is."""
-    return {
-        "family": _FAMILY[route.destination.version],
-        "dst": str(route.destination),
-        "table": marks.TABLE,
-        "priority": route.metric,
-        "scope": 255,  # RT_SCOPE_NOWHERE: of any scope (fib_table_delete), as `ip route flush` has it
-        "type": 0,
-        "proto": 0,
-    }
+# Routes: many of them --------------------------------------------------------------------------------------
 
 
-async def _set(kernel: Any, route: Route) -> None:
-    index = socket.if_nametoindex(route.device)
-    fields: dict[str, Any] = {
-        "family": _FAMILY[route.destination.version],
-        "dst": str(route.destination),
-        "table": marks.TABLE,
-        "oif": index,
-        "priority": route.metric,
-        # RTPROT_STATIC: routing daemons take the default, "boot", for something to be replaced.
-        "proto": 4,
-        "type": _UNICAST,
-    }
-    if route.destination.version == 4:
-        fields["scope"] = _SCOPE_LINK
-    if route.source is not None:
-        fields["prefsrc"] = str(route.source)
+async def _read_routes(version: int) -> list[KernelRoute]:
+    with _talking("read routes"):
+        try:
+            return await route_messages.read_table(version, marks.TABLE)
+        except KernelError as error:
+            if error.code == errno.ENOENT:  # nothing was ever in that table
+                return []
+            raise
+    raise hints.no_answer("read routes", "the kernel", rtnl.DEADLINE_S)
+
+
+async def _write_routes(changes: RoutingChanges) -> None:
+    with _talking("write routes"):
+        index = {name: socket.if_nametoindex(name) for name in {one.device for one in changes.set_routes}}
+        wanted = [
+            KernelRoute(one.destination, index[one.device], one.source, one.metric, plain=True)
+            for one in changes.set_routes
+        ]
+        gone = changes.remove_routes
+        codes = await route_messages.carry_out(
+            [
+                *(
+                    route_messages.remove(one.destination, one.metric, marks.TABLE, number)
+                    for number, one in enumerate(gone, 1)
+                ),
+                *(
+                    route_messages.put(one, marks.TABLE, number)
+                    for number, one in enumerate(wanted, len(gone) + 1)
+                ),
+            ]
+        )
+        for code in codes[: len(gone)]:
+            if code not in (0, errno.ESRCH, errno.ENODEV):
+                raise rtnl.failure("remove a route", code)
+        for route, code in zip(changes.set_routes, codes[len(gone) :], strict=True):
+            if code:
+                raise _refusal(route, code)
+        return
+    raise hints.no_answer("write routes", "the kernel", rtnl.DEADLINE_S)
+
+
+@contextmanager
+def _talking(attempt: str) -> Iterator[None]:
+    """Bounds an exchange with the kernel, and tells what goes wrong with it as HostError."""
     try:
-        await kernel.route("replace", **fields)
-    except NetlinkError as error:
-        if route.destination.version == 6 and error.code == errno.EACCES:
-            raise HostError(
-                f"cannot set {route}: IPv6 is disabled on {route.device} "
-                f"(sysctl -w net.ipv6.conf.{route.device}.disable_ipv6=0, or no IPv6 among the allowed IPs)"
-            ) from error
-        if error.code == errno.EINVAL and route.source is not None:
-            raise HostError(
-                f"cannot set {route}: {route.source} is no address of this host (ip address show)"
-            ) from error
-        if error.code in (errno.EPERM, errno.EACCES):
-            raise hints.lacks_capability(f"set {route}") from error
-        raise HostError(f"cannot set {route}: {error}") from error
+        with trio.move_on_after(rtnl.DEADLINE_S):
+            yield
+    except KernelError as error:
+        raise rtnl.failure(attempt, error.code) from error
+    except OSError as error:  # no netlink in a sandbox, no descriptors left
+        raise rtnl.failure(attempt, error.errno or errno.EIO) from error
+    except (ValueError, struct.error) as error:
+        raise HostError(f"cannot {attempt}: the kernel's answer can't be understood ({error})") from error
+
+
+def _refusal(route: Route, code: int) -> HostError:
+    if route.destination.version == 6 and code == errno.EACCES:
+        return HostError(
+            f"cannot set {route}: IPv6 is disabled on {route.device} "
+            f"(sysctl -w net.ipv6.conf.{route.device}.disable_ipv6=0, or no IPv6 among the allowed IPs)"
+        )
+    if code == errno.EINVAL and route.source is not None:
+        return HostError(f"cannot set {route}: {route.source} is no address of this host (ip address show)")
+    if code in (errno.EPERM, errno.EACCES):
+        return hints.lacks_capability(f"set {route}")
+    return HostError(f"cannot set {route}: {os.strerror(code)}")

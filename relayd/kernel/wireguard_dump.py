@@ -18,7 +18,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from relayd.endpoints import Endpoint
 from relayd.kernel.device import NO_KEY, Interface, Network, Peer
-from relayd.kernel.genl import GENL_HEADER, attribute, attributes_of
+from relayd.kernel.genl import GENL_HEADER
+from relayd.kernel.nlmsg import attribute, attributes_of
 from relayd.keys import KEY_BYTES, PrivateKey, PublicKey
 
 FAMILY, VERSION, GET_DEVICE = "wireguard", 1, 0

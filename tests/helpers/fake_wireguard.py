@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from relayd.endpoints import Endpoint
@@ -88,6 +88,15 @@ class FakeWireGuard:
         self.endpoints_set.append((key, endpoint))
         if key in self._interface.peers:
             self.update_peer(key, endpoint=endpoint)
+
+    async def set_endpoints(self, endpoints: Mapping[PublicKey, Endpoint]) -> Mapping[PublicKey, HostError]:
+        refused: dict[PublicKey, HostError] = {}
+        for key, endpoint in endpoints.items():
+            try:
+                await self.set_endpoint(key, endpoint)
+            except HostError as error:
+                refused[key] = error
+        return refused
 
     async def configure(
         self, private_key: PrivateKey, *, listen_port: int, fwmark: int, peers: Sequence[PeerSettings]

@@ -184,6 +184,20 @@ class WireGuardContract:
         await pair.here.set_endpoint(new_key().public(), Endpoint.parse("192.0.2.1:1"))
         assert await pair.here.read() == before
 
+    async def test_endpoints_of_many_peers_are_set_and_nothing_else_changes(self, pair: Pair) -> None:
+        # More than one netlink message.
+        keys = [new_key().public() for _ in range(250)]
+        peers = [PeerSettings(key=key, allowed_ips=()) for key in keys]
+        await pair.here.configure(new_key(), listen_port=PORT, fwmark=MARK, peers=peers)
+        before = await pair.here.read()
+        wanted = {key: Endpoint.parse(f"127.64.0.1:{port}") for port, key in enumerate(keys, 1)}
+        wanted[new_key().public()] = Endpoint.parse("192.0.2.1:1")  # that isn't there
+        assert await pair.here.set_endpoints(wanted) == {}
+        after = await pair.here.read()
+        assert after.peers == {
+            key: dataclasses.replace(peer, endpoint=wanted[key]) for key, peer in before.peers.items()
+        }
+
     async def test_many_peers_and_allowed_ips_arrive_whole(self, pair: Pair) -> None:
         # More than one netlink message both ways: peers, and the allowed IPs of one peer.
         peers = [

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.endpoints import Endpoint
-from relayd.kernel import genl
+from relayd.kernel import genl, nlmsg
 from relayd.kernel.device import NO_KEY, Peer
-from relayd.kernel.genl import KernelError, attribute
+from relayd.kernel.nlmsg import KernelError, attribute
 from relayd.kernel.wireguard_dump import Reader, request
 from relayd.keys import PublicKey
 from tests.helpers.wireguard_contract import networks, new_key
@@ -126,7 +126,7 @@ def test_each_peer_is_a_place_to_stop_at() -> None:
 
 @given(st.binary(max_size=120))
 def test_a_cut_or_damaged_attribute_ends_the_list(noise: bytes) -> None:
-    for kind, start, end in genl.attributes_of(noise, 0, len(noise)):
+    for kind, start, end in nlmsg.attributes_of(noise, 0, len(noise)):
         assert 0 <= kind <= 0x3FFF
         assert 4 <= start <= end <= len(noise)
 
@@ -141,7 +141,7 @@ async def test_a_dump_is_the_kernels_whole_answer() -> None:
         async for body in messages:
             names |= {
                 body[start : end - 1]
-                for kind, start, end in genl.attributes_of(body, 4, len(body))
+                for kind, start, end in nlmsg.attributes_of(body, 4, len(body))
                 if kind == 2
             }
     assert b"nlctrl" in names
@@ -158,11 +158,11 @@ def test_an_answer_with_an_errno_is_an_error() -> None:
     body = struct.pack("=i", -errno.ENODEV) + bytes(16)
     error = struct.pack("=IHHII", 16 + len(body), 2, 0, 5, 0) + body
     with pytest.raises(KernelError) as caught:
-        list(genl._messages(error, 5))
+        list(nlmsg.messages(error, 5))
     assert caught.value.code == errno.ENODEV
-    assert list(genl._messages(error, 4)) == []
+    assert list(nlmsg.messages(error, 4)) == []
     with pytest.raises(KernelError):
-        list(genl._messages(error[:-1], 5))
+        list(nlmsg.messages(error[:-1], 5))
 
 
 def test_the_key_is_in_no_repr() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
+import trio
 from pyroute2.netlink.generic.wireguard import wgmsg
 
 from relayd.endpoints import Endpoint
-from relayd.kernel.device import Changes, Interface, Peer, PeerChange, PeerSettings, plan
+from relayd.errors import HostError
+from relayd.kernel.device import NO_KEY, Changes, Interface, Peer, PeerChange, PeerSettings, plan
 from relayd.kernel.netlink import ALLOWED_IPS_A_MESSAGE, PEERS_A_MESSAGE, messages_of
+from relayd.kernel.planned import PlannedWireGuard
 from relayd.kernel.wireguard_dump import Reader
+from relayd.keys import PublicKey
 from tests.helpers.wireguard_contract import networks, new_key
 
 NLMSG_HEADER_BYTES = 16
@@ -97,3 +103,55 @@ def test_netlink_messages_stay_small_and_say_it_all() -> None:
     assert set(got.peers) == {A, *many}
     assert got.peers[A].allowed_ips == long
     assert (got.peers[A].endpoint, got.peers[A].keepalive_s) == (HERE, 25)
+
+
+class Picky(PlannedWireGuard):
+    """Refuses a whole request for one endpoint in it, as a kernel does, and may be gone altogether."""
+
+    engine: Literal["kernel"] = "kernel"
+
+    def __init__(self, refused: PublicKey | None = None, *, gone: bool = False) -> None:
+        super().__init__("wg0")
+        self.refused, self.gone = refused, gone
+        self.writes = 0
+        self.done: set[PublicKey] = set()
+
+    async def dump(self) -> Interface:
+        await trio.lowlevel.checkpoint()
+        if self.gone:
+            raise HostError("there is no interface wg0")
+        return Interface("wg0", NO_KEY, 0, 0, {})
+
+    async def _write(self, attempt: str, changes: Changes) -> None:
+        await self.dump()
+        self.writes += 1
+        if any(peer.key == self.refused for peer in changes.peers):
+            raise HostError(f"cannot {attempt}: Invalid argument")
+        self.done |= {peer.key for peer in changes.peers}
+
+
+ENDPOINTS = {new_key().public(): Endpoint.parse(f"127.64.0.{number}:22347") for number in range(1, 6)}
+
+
+async def test_endpoints_of_many_are_one_request() -> None:
+    wireguard = Picky()
+    assert await wireguard.set_endpoints(ENDPOINTS) == {}
+    assert (wireguard.writes, wireguard.done) == (1, set(ENDPOINTS))
+    assert await wireguard.set_endpoints({}) == {}
+    assert wireguard.writes == 1
+
+
+async def test_one_that_is_refused_costs_the_others_nothing() -> None:
+    bad = list(ENDPOINTS)[2]
+    wireguard = Picky(bad)
+    refused = await wireguard.set_endpoints(ENDPOINTS)
+    assert list(refused) == [bad]
+    assert wireguard.done == set(ENDPOINTS) - {bad}
+
+
+async def test_an_interface_that_is_gone_is_not_asked_for_each_of_a_thousand() -> None:
+    wireguard = Picky(gone=True)
+    refused = await wireguard.set_endpoints(ENDPOINTS)
+    assert {str(error) for error in refused.values()} == {"there is no interface wg0"}
+    assert set(refused) == set(ENDPOINTS)
+    assert wireguard.writes == 0
