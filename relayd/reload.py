@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import trio
@@ -60,6 +60,11 @@ class Reload:
             log.configure(self.config.log)
             for use in self._signals.on_config:
                 use(self.config)
-        log.get().info(f"{self._name}.reloaded", changed=list(found.live))
+        log.get().info(f"{self._name}.reloaded", changed=_spoken(found.live))
         if found.restart:
-            log.get().warning(f"{self._name}.restart_needed", settings=list(found.restart))
+            log.get().warning(f"{self._name}.restart_needed", settings=_spoken(found.restart))
+
+
+def _spoken(fields: Iterable[str]) -> list[str]:
+    """Names that an operator knows: of two fields that no setting has, the tables of the file."""
+    return [{"owned": "[interface]", "peers": "[[peer]]"}.get(name, name) for name in fields]

@@ -22,17 +22,10 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from msgspec import structs
 
 import relayd
 from relayd.agent.agent_status import histories, interest, merge_drops, peer_status, ways
-from relayd.agent.beginning import (
-    clean_state,
-    hold_state,
-    host_rules,
-    keeper_of,
-    open_interface,
-    refuse_second,
-)
 from relayd.agent.cluster import Cluster
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.direct_paths import DirectPaths
@@ -42,7 +35,6 @@ from relayd.agent.known_relays import KnownRelays
 from relayd.agent.link_settings import LinkSettings
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.mesh_follower import MeshFollower
-from relayd.agent.node_key import with_key
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.reinjector import Reinjector
 from relayd.agent.relay_connection import OnRuns
@@ -52,123 +44,23 @@ from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
 from relayd.coordination.model import Mesh, RelayMode
 from relayd.coordination.source import Source
-from relayd.coordination.static_file import StaticFile
 from relayd.join import JoinString
-from relayd.kernel import hints, state_dir
+from relayd.kernel import hints
 from relayd.kernel.state_dir import RELAYS
 from relayd.kernel.wireguard import Interface, WireGuard, open_wireguard
 from relayd.keys import PrivateKey, PublicKey
 from relayd.manager.handover import ended_in_order
-from relayd.manager.manager import Manager
-from relayd.manager.status_line import status_services
-from relayd.manager.watchdog import watchdog_services
 from relayd.netio.datagrams import DatagramSocket
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.observe.control import serve_control
-from relayd.observe.http_server import HttpServer, open_http
+from relayd.observe.http_place import HttpPlace
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.observe.telling import Telling
-from relayd.services import Service, supervise
-from relayd.signals import Signals
+from relayd.services import Service
 from relayd.wire.identity_frames import PeerGone
 from relayd.wire.runs import Run
-
-
-async def run_agent(
-    config: AgentConfig,
-    manager: Manager | None = None,
-    signals: Signals | None = None,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run an agent until cancelled; `task_status.started()` when every peer has been looked at and set.
-
-    `manager` is the service manager that started this process, if one did; `signals` what a signal asks for.
-
-    The relay may be away by then, and at any time: the agent waits for it. Raises HostError when the
-    interface, a capability or the proxy's port is missing, when an agent runs for this interface already, or
-    when the relay would be reached through the tunnel.
-    """
-    manager = manager if manager is not None else Manager.none()
-    if not config.kubernetes:
-        await refuse_second(config.control_path)
-        config = with_key(config)
-        source = StaticFile(config)
-        await _run(config, source, await source.snapshot(), manager, None, task_status=task_status)
-        return
-    with ExitStack() as stack:
-        stack.enter_context(state_dir.held(Path(config.state_dir), alone=False))
-        cluster = Cluster(config)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(cluster.source.run)
-            mesh = await cluster.source.snapshot()
-            config = cluster.configured(mesh)
-            await refuse_second(config.control_path)
-            await _run(config, cluster.source, mesh, manager, cluster, task_status=task_status)
-
-
-async def _run(
-    config: AgentConfig,
-    source: Source,
-    mesh: Mesh,
-    manager: Manager,
-    cluster: Cluster | None,
-    *,
-    task_status: trio.TaskStatus[None],
-) -> None:
-    """`run_agent` once it is known what for: `mesh` is `source`'s at first."""
-    with ExitStack() as stack:
-        rules = host_rules(config)
-        if config.owned is not None:
-            hold_state(config, stack)
-            await clean_state(config, rules)
-        opened = await open_interface(mesh, Path(config.state_dir))
-        try:
-            if config.owned is None:  # not before: where there is no such interface, nothing is made
-                hold_state(config, stack)
-            interface = await opened.wireguard.read()
-            keeper = keeper_of(mesh, rules, Path(config.state_dir))
-            await keeper.begin()
-            http = open_http(config.http, stack)
-            handover = AgentHandover(manager)
-            stack.callback(handover.close)
-            agent = Agent(
-                config,
-                source,
-                mesh,
-                opened.wireguard,
-                interface,
-                keeper,
-                stack,
-                handover,
-                http=http,
-                cluster=cluster,
-            )
-        except BaseException:
-            await opened.undo()
-            raise
-        stack.push(agent.hand_over)
-        trio.lowlevel.add_instrument(agent.loop_lag)
-        stack.callback(trio.lowlevel.remove_instrument, agent.loop_lag)
-        async with trio.open_nursery() as nursery:
-            told = [
-                *watchdog_services(manager, agent.poller, stack),
-                *status_services(manager, agent.status_line),
-            ]
-            await nursery.start(supervise, [*agent.services(), *told])
-            handover.refuse_rest()
-            log.get(interface=interface.name).info(
-                "agent.started",
-                public_key=interface.public_key,
-                peers=len(interface.peers),
-                relay=", ".join(relay.address for relay in mesh.relays),
-                proxy_port=agent.proxy.port,
-                control=config.control_path,
-                http=http.address if http is not None else None,
-            )
-            task_status.started()
 
 
 class Agent:
@@ -185,7 +77,7 @@ class Agent:
         stack: ExitStack,
         handover: AgentHandover,
         *,
-        http: HttpServer | None,
+        http: HttpPlace,
         cluster: Cluster | None = None,
     ) -> None:
         """`mesh` is what `source` had, `interface` what `wireguard` read. `stack` closes what is opened here.
@@ -196,6 +88,7 @@ class Agent:
             raise hints.no_private_key(interface.name)
         self._config, self._cluster = config, cluster
         self._http = http
+        self._link_settings = LinkSettings.of(config)
         self.keeper = keeper
         self._started_at = time.monotonic()
         self.loop_lag = LoopLag()
@@ -204,7 +97,6 @@ class Agent:
         addresses = LoopbackAddresses(Path(config.state_dir) / FILE_NAME)
         # Link and proxy know each other by one function each; the link sends nothing before it runs.
         known = KnownRelays(Path(config.state_dir) / RELAYS)
-        link_settings = LinkSettings.of(config)
 
         def make_link(
             relay: JoinString,
@@ -218,7 +110,7 @@ class Agent:
                 relay,
                 key,
                 on_runs,
-                link_settings,
+                self._link_settings,
                 home_key=home_key,
                 known=known,
                 handover=handover,
@@ -291,6 +183,18 @@ class Agent:
         if ended_in_order(error) and (handed_over := self.relays.save()):
             log.get().info("agent.handed_over", connections=handed_over)
 
+    def use(self, config: AgentConfig) -> None:
+        """Take over what can change while it runs: the settings that are `live`. (Peers, relays and the
+        interface come from the source.)"""
+        self._config = structs.replace(config, interface=self._config.interface, owned=self._config.owned)
+        self._http.use(config.http, config.http_names)
+        self._link_settings = LinkSettings.of(config)
+        self.relays.use(self._link_settings)
+        self.reconciler.look_every(config.reconcile_s)
+        if self.direct_paths is not None:
+            self.direct_paths.use(config)
+        self._use_relays(self.follower.mesh)
+
     def services(self) -> list[Service]:
         """What runs, in the order in which it starts."""
         telling = Telling(self)
@@ -302,7 +206,7 @@ class Agent:
                     serve_control, self._config.control_path, {**telling.answers(), "why": self._histories}
                 ),
             ),
-            Service(name="http", run=partial(serve_http, self._http, self, telling, self._config.http_names)),
+            Service(name="http", run=partial(serve_http, self._http, self, telling)),
             Service(name="data path", run=self.poller.run),
             Service(name="relays", run=self.relays.run),
             *(self.direct_paths.services() if self.direct_paths is not None else ()),
@@ -319,7 +223,7 @@ class Agent:
             "role": "agent",
             "version": relayd.__version__,
             "uptime_s": round(time.monotonic() - self._started_at, 3),
-            "http": self._http.address if self._http is not None else None,
+            "http": self._http.address,
             "interface": interface.name,
             "interface_problem": self.reconciler.problem,
             "host_problems": list(self.keeper.problems),

@@ -43,18 +43,26 @@ class Cluster:
         """The node's key is made if need be. Raises ConfigError and HostError."""
         assert config.node_name is not None  # the configuration was checked
         self._config, self._state_dir = config, Path(config.state_dir)
+        self._key = private_key(self._state_dir / KEY_FILE)
         self.client = ApiClient(access_of(config, environ))
         self._file = self._state_dir / CLUSTER
         self.source = KubernetesSource(
             self.client,
-            Self(
-                name=config.node_name,
-                private_key=private_key(self._state_dir / KEY_FILE),
-                interface=config.interface if config.interface != marks.DEFAULT_INTERFACE else "",
-                relays=config.relays,
-            ),
+            self._own(config),
             remembered=read_json(self._file, ClusterMemory),
             remember=self._remember,
+        )
+
+    def use(self, config: AgentConfig) -> None:
+        """The agent's own configuration has changed while it runs: its relays may be others."""
+        self.source.use(self._own(config))
+
+    def _own(self, config: AgentConfig) -> Self:
+        return Self(
+            name=str(self._config.node_name),
+            private_key=self._key,
+            interface=self._config.interface if self._config.interface != marks.DEFAULT_INTERFACE else "",
+            relays=config.relays,
         )
 
     async def _remember(self, memory: ClusterMemory) -> None:

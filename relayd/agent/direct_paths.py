@@ -115,6 +115,11 @@ class DirectPaths:
         self.port.join(poller)
         self.prober.use(self.port)
 
+    def use(self, config: AgentConfig) -> None:
+        """What can change while it runs, but for the servers, which are the mesh's too."""
+        self.discovery.ask(manual=config.endpoints, port_mapping=config.port_mapping, aws=config.aws_metadata)
+        self.addresses.take(only=config.candidate_interfaces, hold_s=config.nat_hold_s)
+
     def use_servers(self, texts: Iterable[str]) -> None:
         """These are the STUN servers from now on, HOST:PORT each."""
         servers = tuple(dict.fromkeys(StunServer.parse(text) for text in texts))

@@ -65,6 +65,10 @@ class LegMaker:
         self._proved_at: Endpoint | None = None
         self._misled = False
 
+    def use(self, settings: LinkSettings) -> None:
+        """Of connections from now on."""
+        self._settings = settings
+
     def outbox(self) -> Outbox:
         """For the frames of one connection, or of none."""
         settings = self._settings

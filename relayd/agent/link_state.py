@@ -125,6 +125,12 @@ class LinkState:
         self._missed = self._missed_in_silence = 0
         self._probe_at, self._look_at = now, now + LOOK_S
 
+    def change(self, now: float, *, keepalive_s: float, probe_s: float) -> None:
+        """Be this patient from now on; a question that waits for its answer keeps its own time."""
+        self._keepalive_s, self._probe_s = keepalive_s, probe_s
+        self._keepalive_at = min(self._keepalive_at, now + keepalive_s)
+        self._probe_at = min(self._probe_at, now + probe_s)
+
     def due(self, now: float, moved: Moved) -> Due:
         """What to do at `now`."""
         frames: list[bytes] = []

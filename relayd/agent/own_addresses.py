@@ -134,6 +134,12 @@ class OwnAddresses:
             self._servers = tuple(servers)
             self.look_again()
 
+    def take(self, *, only: Collection[str], hold_s: float) -> None:
+        """Tell of these interfaces alone, if any, and hold a NAT's mapping so often, from now on."""
+        if (only, hold_s) != (self._only, self._hold_s):
+            self._only, self._hold_s = only, hold_s
+            self.look_again()
+
     def tell(self) -> None:
         """`more` has something else to say now."""
         self._tell(self.local, moved=False)

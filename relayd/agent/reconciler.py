@@ -120,6 +120,11 @@ class Reconciler:
             self._nudged = trio.Event()
             await self.look()
 
+    def look_every(self, seconds: float) -> None:
+        """Look so often from now on."""
+        self._every_s = seconds
+        self.nudge()
+
     @property
     def engine(self) -> str:
         """Who runs WireGuard: "kernel" or "userspace"."""

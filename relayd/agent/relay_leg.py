@@ -14,6 +14,7 @@ from collections.abc import Callable
 import trio
 
 from relayd.agent.handover import AgentHandover, Resumed
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.link_state import Moved
 from relayd.agent.relay_connection import OnMessage, OnRuns, RelayConnection
 from relayd.agent.relay_dial import peer_of
@@ -26,6 +27,8 @@ from relayd.netio.tls_socket import TlsSocket
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES
 from relayd.wire.identity import BEFORE_PROOF
 from relayd.wire.runs import Run
+
+HAS_TO_PROVE = "it has proved nothing, and has to now"
 
 
 class RelayLeg:
@@ -89,6 +92,14 @@ class RelayLeg:
     def has_ended(self) -> bool:
         """Whether nothing can be sent any more; `connection.fault` says why."""
         return self.connection.ended.is_set()
+
+    def use(self, settings: LinkSettings) -> None:
+        """These hold from now on. A relay that has proved nothing is left when it has to."""
+        self.connection.outbox.bound(max_bytes=settings.queue_bytes, max_age_s=settings.queue_age_s)
+        self.session.use(settings, trio.current_time())
+        if self.session.connected and self.session.proved is None and not settings.insecure:
+            self.end(HAS_TO_PROVE)
+        self._news.set()
 
     def end(self, fault: str) -> None:
         """End it, unless it has ended."""

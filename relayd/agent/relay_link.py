@@ -159,6 +159,14 @@ class RelayLink:
         for run in runs:
             self._waiting.put(run, now)
 
+    def use(self, settings: LinkSettings) -> None:
+        """These hold from now on, for the connections that there are too."""
+        self._settings = settings
+        self._maker.use(settings)
+        self._waiting.bound(max_bytes=settings.queue_bytes, max_age_s=settings.queue_age_s)
+        for leg in list(self._legs):
+            leg.use(settings)
+
     def register_as(self, key: PrivateKey) -> None:
         """The interface has another key now: give up the connection and register anew, at once."""
         if key == self._key:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import trio
 
 from relayd import marks
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_choice import Condition, LinkSeen, PeerRoute, homes, order
 from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import RelayLink
@@ -132,6 +133,11 @@ class RelayPool:
                 self._send_run(run)
             else:  # for the relay itself: ours
                 self.home.send((run,), len(run))
+
+    def use(self, settings: LinkSettings) -> None:
+        """These hold for all links that there are. (Those to come are told by who makes them.)"""
+        for link in self._links():
+            link.use(settings)
 
     def register_as(self, key: PrivateKey) -> None:
         """The interface has another key now."""

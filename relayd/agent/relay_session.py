@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from relayd.agent.link_settings import LinkSettings
 from relayd.agent.link_state import LinkState, Moved
 from relayd.errors import RemoteProtocolError
 from relayd.wire.agent_handshake import AgentHandshake, State
@@ -126,6 +127,12 @@ class RelaySession:
         keepalive_s = proved.welcome.keepalive_s if proved is not None else None
         self._state.ask(now, pings=proved is not None, keepalive_s=keepalive_s)
         self._state.last_sign_at = now
+
+    def use(self, settings: LinkSettings, now: float) -> None:
+        """Be as patient from now on as `settings` say; what the relay wishes counts for more."""
+        wished_s = self.proved.welcome.keepalive_s if self.proved is not None else None
+        keepalive_s = wished_s if wished_s is not None else settings.keepalive_s
+        self._state.change(now, keepalive_s=keepalive_s, probe_s=settings.probe_s)
 
     def hello(self) -> bytes:
         """The first frame of the connection: Register."""

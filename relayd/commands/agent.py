@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     config = load()
     log.configure(config.log)
     with importing():
-        from relayd.agent.agent import run_agent
+        from relayd.agent.running import run_agent
 
     return run_until_signal("agent", run_agent, config, again=load)
 

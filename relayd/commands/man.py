@@ -61,8 +61,10 @@ def page(commands: Sequence[Command], *, date: str) -> Iterator[str]:
         yield from _lines(one.epilog)
     yield ".SH CONFIGURATION FILE"
     yield from map(_plain, _FILE)
-    yield from _keys("[interface]", "An interface that the agent makes and keeps.", INTERFACE_KEYS)
-    yield from _keys("[[peer]]", "Once for each peer of that interface.", PEER_KEYS)
+    about = "An interface that the agent makes and keeps. SIGHUP applies all but another name."
+    yield from _keys("[interface]", about, INTERFACE_KEYS)
+    about = "Once for each peer of that interface. SIGHUP applies what comes, goes and changes."
+    yield from _keys("[[peer]]", about, PEER_KEYS)
     yield from _list("ENVIRONMENT", _ENVIRONMENT)
     yield from _list("FILES", _files())
     yield from _list("SIGNALS", _SIGNALS)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from relayd.config.setting import Role
-from relayd.config.types import AgentConfig, RelayConfig
+from relayd.config.types import AgentConfig, InterfaceConfig, RelayConfig
 
 Config = TypeVar("Config", RelayConfig, AgentConfig)
 
@@ -25,8 +25,13 @@ class Changes:
 
 
 def changes(role: Role, old: RelayConfig | AgentConfig, new: RelayConfig | AgentConfig) -> Changes:
-    """What is different in `new`. Fields that no setting has (interface, peers) need a restart."""
+    """What is different in `new`."""
     live = {one.name for one in role.settings if one.live}
+    if isinstance(old, AgentConfig) and isinstance(new, AgentConfig) and _same_interface(old, new):
+        live |= {"owned", "peers"}
+    if isinstance(old, AgentConfig) and old.owned is not None and old.owned.private_key is None:
+        # The key was made at the start, and is in its file now: that is no change.
+        old = msgspec.structs.replace(old, owned=_with_key_of(old.owned, new))
     differing = [
         field.name
         for field in msgspec.structs.fields(role.config)
@@ -36,6 +41,16 @@ def changes(role: Role, old: RelayConfig | AgentConfig, new: RelayConfig | Agent
         live=tuple(name for name in differing if name in live),
         restart=tuple(name for name in differing if name not in live),
     )
+
+
+def _same_interface(old: AgentConfig, new: AgentConfig) -> bool:
+    """Whether both describe one interface, so that its settings and peers can become others."""
+    return old.owned is not None and new.owned is not None and old.owned.name == new.owned.name
+
+
+def _with_key_of(owned: InterfaceConfig, new: RelayConfig | AgentConfig) -> InterfaceConfig:
+    key = new.owned.private_key if isinstance(new, AgentConfig) and new.owned is not None else None
+    return msgspec.structs.replace(owned, private_key=key)
 
 
 def applied(role: Role, old: Config, new: Config) -> Config:

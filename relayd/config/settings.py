@@ -57,8 +57,8 @@ RELAY = Role(
     (
         _relay("listen", _LISTEN, "accept agents here; may be repeated", common=True),
         _relay("control", kinds.SOCKET, _CONTROL),
-        _relay("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
-        _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
+        _relay("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True, live=True),
+        _relay("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP, live=True),
         _relay("state_dir", kinds.DIRECTORY, "where its key and its token are kept", word="state"),
         _relay("log", kinds.LOG, _LOG, common=True, live=True),
         _relay(
@@ -95,15 +95,17 @@ RELAY = Role(
             "its certificate, with the chain behind it (PEM)",
             default="none",
             common=True,
+            live=True,
         ),
-        _tls("tls_key", kinds.FILE, "the certificate's key (PEM)", default="none", common=True),
+        _tls("tls_key", kinds.FILE, "the certificate's key (PEM)", default="none", common=True, live=True),
         _tls(
             "tls_self_signed",
             kinds.SWITCH,
             "make a certificate, which the join string pins",
             common=True,
+            live=True,
         ),
-        _tls("tls_only", kinds.SWITCH, "refuse agents that don't speak TLS"),
+        _tls("tls_only", kinds.SWITCH, "refuse agents that don't speak TLS", live=True),
         _who(
             "admit",
             kinds.choice("kubernetes"),
@@ -125,16 +127,23 @@ RELAY = Role(
         _door("register_timeout_s", _DURATION, "close a connection that isn't admitted by then", live=True),
         _door("max_unregistered", _COUNT, "connections that may wait to be admitted, all in all", live=True),
         _door("max_unregistered_per_address", _COUNT, "as many from one address", live=True),
-        _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
-        _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
-        _door("max_connections", _COUNT, "connections in all"),
-        _door("max_connections_per_address", _COUNT, "connections from one address"),
-        _door("accepts_s", _PER_S, "connections taken in per second; the rest wait"),
+        _queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP, live=True),
+        _queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP, live=True),
+        _door("max_connections", _COUNT, "connections in all", live=True),
+        _door("max_connections_per_address", _COUNT, "connections from one address", live=True),
+        _door("accepts_s", _PER_S, "connections taken in per second; the rest wait", live=True),
         _door(
-            "accepts_per_address_s", _PER_S, "and from one address; what is more than that is closed unheard"
+            "accepts_per_address_s",
+            _PER_S,
+            "and from one address; what is more than that is closed unheard",
+            live=True,
         ),
-        _queues("rate_bytes_s", _RATE, "bytes per second that one key may send", default=kinds.OFF),
-        _queues("rate_frames_s", _RATE, "frames per second that one key may send", default=kinds.OFF),
+        _queues(
+            "rate_bytes_s", _RATE, "bytes per second that one key may send", default=kinds.OFF, live=True
+        ),
+        _queues(
+            "rate_frames_s", _RATE, "frames per second that one key may send", default=kinds.OFF, live=True
+        ),
         _queues(
             "memory_bytes",
             kinds.number(1 << 20, 1 << 40, "bytes", metavar="BYTES"),
@@ -151,11 +160,15 @@ RELAY = Role(
             "drain_s",
             kinds.duration(0, 3600),
             "how long to go on for agents that have been asked to connect elsewhere, after SIGTERM",
+            live=True,
         ),
         _queues(
             "round_bytes",
-            kinds.number(4096, 16 << 20, "bytes", metavar="BYTES"),
+            kinds.number(
+                4096, 384 << 10, "bytes", metavar="BYTES"
+            ),  # what the data plane's arena has room for
             "at most this much is read from one connection before the others have their turn",
+            live=True,
         ),
     ),
 )
@@ -181,6 +194,7 @@ AGENT = Role(
             word="relay",
             variables=("WIREKUBE_RELAY_ADDR",),
             common=True,
+            live=True,
         ),
         _of_relay(
             "relay_file",
@@ -188,12 +202,14 @@ AGENT = Role(
             "a file of join strings: flags can be seen by others",
             key="file",
             common=True,
+            live=True,
         ),
         _of_relay(
             "insecure_relay",
             kinds.SWITCH,
             "let a relay without a key= do without proving who it is, as those that can't have to",
             key="insecure",
+            live=True,
         ),
         _agent(
             "interface",
@@ -213,8 +229,8 @@ AGENT = Role(
         ),
         _agent("state_dir", kinds.DIRECTORY, "where its memory is kept", word="state", common=True),
         _agent("control", kinds.SOCKET, _CONTROL, default="/run/relayd/agent-INTERFACE.sock", common=True),
-        _agent("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True),
-        _agent("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP),
+        _agent("http", _HTTP, _HTTP_HELP, default=_HTTP_DEFAULT, common=True, live=True),
+        _agent("http_names", _HTTP_NAMES, _HTTP_NAMES_HELP, live=True),
         _agent("log", kinds.LOG, _LOG, common=True, live=True),
         _agent(
             "proxy_port", kinds.PORT, "the agent's port on lo, where WireGuard sends what is for the relay"
@@ -224,22 +240,26 @@ AGENT = Role(
             kinds.several(net_values.peer_endpoint, "IP:PORT", example="203.0.113.5:51820"),
             "where this host's WireGuard is reached, where you know it; may be repeated",
             default="found out",
+            live=True,
         ),
         _paths(
             "stun",
             kinds.several(net_values.stun_server, "HOST:PORT", example="stun.example.net:3478"),
             "STUN servers to ask beside the relay, which is one; may be repeated",
             default="the relay alone",
+            live=True,
         ),
         _paths(
             "port_mapping",
             kinds.SWITCH,
             "where there is a NAT, have the gateway map WireGuard's port, by PCP, NAT-PMP or UPnP",
+            live=True,
         ),
         _paths(
             "aws_metadata",
             kinds.choice("auto", "always", "never"),
             "ask AWS for this host's public address; auto: where it looks like one of theirs",
+            live=True,
         ),
         _paths(
             "direct_paths",
@@ -251,19 +271,23 @@ AGENT = Role(
             kinds.several(net_values.interface_name, "NAME", example="eth0"),
             "interfaces whose addresses peers are told",
             default="all that lead somewhere, and no bridges, overlays or tunnels",
+            live=True,
         ),
         _paths(
             "nat_hold_s",
             kinds.duration(1, 600),
             "between two datagrams on an idle direct path behind a NAT, to hold its mapping",
+            live=True,
         ),
-        _timing("keepalive_s", _DURATION, "between two signs of life to the relay"),
-        _timing("echo_s", _DURATION, "between two asks whether the relay lives"),
-        _timing("dial_timeout_s", _DURATION, "for one attempt to reach the relay"),
-        _timing("fresh_handshake_s", _DURATION, "a peer whose last handshake is older has no session"),
-        _timing("reconcile_s", _DURATION, "between two looks at the interface"),
-        _agent_queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP),
-        _agent_queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP),
+        _timing("keepalive_s", _DURATION, "between two signs of life to the relay", live=True),
+        _timing("echo_s", _DURATION, "between two asks whether the relay lives", live=True),
+        _timing("dial_timeout_s", _DURATION, "for one attempt to reach the relay", live=True),
+        _timing(
+            "fresh_handshake_s", _DURATION, "a peer whose last handshake is older has no session", live=True
+        ),
+        _timing("reconcile_s", _DURATION, "between two looks at the interface", live=True),
+        _agent_queues("queue_bytes", _QUEUE_BYTES, _QUEUE_BYTES_HELP, live=True),
+        _agent_queues("queue_age_ms", _QUEUE_AGE, _QUEUE_AGE_HELP, live=True),
         _cluster("node_name", kinds.NODE, "this node's name in it", variables=("NODE_NAME",)),
         _cluster("api_server", kinds.SERVER, _API_HELP, variables=_API_VARIABLES, default=_API_DEFAULT),
         _cluster("api_token_file", kinds.FILE, _API_TOKEN_HELP),

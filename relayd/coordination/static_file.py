@@ -1,8 +1,9 @@
-"""The mesh as the configuration file says: read once, the same until the process starts again."""
+"""The mesh as the configuration file says: read at the start, and again when a reload asks for that."""
 
 from __future__ import annotations
 
 import trio
+from msgspec import structs
 
 from relayd.config import AgentConfig
 from relayd.coordination.model import AdoptedInterface, Mesh, MeshPeer, OwnedInterface
@@ -41,10 +42,21 @@ def _interface(config: AgentConfig) -> AdoptedInterface | OwnedInterface:
 
 
 class StaticFile:
-    """A `Source` of one snapshot."""
+    """A `Source` that somebody else tells of changes."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._mesh = mesh_of(config)
+        self._news = trio.Event()
+
+    def use(self, config: AgentConfig) -> None:
+        """This is the configuration from now on. A key that it doesn't have stays what it was."""
+        interface, owned = self._mesh.interface, config.owned
+        if owned is not None and owned.private_key is None and isinstance(interface, OwnedInterface):
+            owned = structs.replace(owned, private_key=interface.private_key)
+            config = structs.replace(config, owned=owned)
+        self._mesh = mesh_of(config)
+        self._news.set()
+        self._news = trio.Event()
 
     async def snapshot(self) -> Mesh:
         """The file's mesh."""
@@ -52,8 +64,7 @@ class StaticFile:
         return self._mesh
 
     async def changed(self, seen: Mesh) -> Mesh:
-        """At once when `seen` is another source's; else it waits for ever."""
-        if seen != self._mesh:
-            return await self.snapshot()
-        await trio.sleep_forever()
-        raise AssertionError("sleep_forever returned")
+        """See Source."""
+        while seen == self._mesh:
+            await self._news.wait()
+        return await self.snapshot()

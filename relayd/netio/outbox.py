@@ -117,9 +117,7 @@ class Outbox:
     ) -> None:
         """`delays` is told how long frames waited. `fair`: each run is one sender's, whose key it has; else
         all are one. Raises ValueError when `max_bytes` could not hold the largest frame."""
-        if max_bytes < MAX_LENGTH + LENGTH_BYTES:
-            raise ValueError(f"{max_bytes} bytes cannot hold one frame of {MAX_LENGTH + LENGTH_BYTES}")
-        self._max_bytes, self._max_age_s = max_bytes, max_age_s
+        self.bound(max_bytes=max_bytes, max_age_s=max_age_s)
         self._delays = Delays() if delays is None else delays
         self._fair = fair
         self._now = 0.0
@@ -143,6 +141,12 @@ class Outbox:
         """Frames dropped because all outboxes together held too much."""
         self.losers: set[bytes] = set()
         """Fair: senders whose frames were dropped, since somebody took them out of here."""
+
+    def bound(self, *, max_bytes: int, max_age_s: float) -> None:
+        """Hold so much, for so long, from the next run on. Raises ValueError as the constructor does."""
+        if max_bytes < MAX_LENGTH + LENGTH_BYTES:
+            raise ValueError(f"{max_bytes} bytes cannot hold one frame of {MAX_LENGTH + LENGTH_BYTES}")
+        self._max_bytes, self._max_age_s = max_bytes, max_age_s
 
     @property
     def memory_bytes(self) -> int:

@@ -59,6 +59,10 @@ class Poller:
         """Wait for other events of `fd`."""
         self._epoll.modify(fd, events)
 
+    def handle(self, fd: int, handler: Handler) -> None:
+        """Call another handler for `fd`, for the same events."""
+        self._handlers[fd] = handler
+
     def remove(self, fd: int) -> None:
         """Forget `fd`, before it is closed."""
         del self._handlers[fd]

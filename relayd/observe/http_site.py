@@ -24,7 +24,8 @@ from urllib.parse import parse_qs, urlsplit
 import trio
 
 from relayd.observe.health import not_ready
-from relayd.observe.http_server import Answer, HttpServer, Request, plain_text
+from relayd.observe.http_place import HttpPlace
+from relayd.observe.http_server import Answer, Request, plain_text
 from relayd.observe.observed import Observed
 from relayd.observe.telling import Telling
 
@@ -40,19 +41,14 @@ _PATHS = "there is: / /status /metrics /healthz /readyz"
 
 
 async def serve_http(
-    server: HttpServer | None,
+    place: HttpPlace,
     observed: Observed,
     telling: Telling,
-    names: Iterable[str],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `observed` until cancelled; without a server, only wait. The rest is Site's."""
-    if server is None:
-        task_status.started()
-        await trio.sleep_forever()
-    else:
-        await server.run(Site(observed, telling, names).answer, task_status=task_status)
+    """Serve `observed` until cancelled, at `place`. The rest is Site's."""
+    await place.run(lambda names: Site(observed, telling, names).answer, task_status=task_status)
 
 
 class Site:

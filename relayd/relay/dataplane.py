@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from operator import attrgetter
 
 from relayd.endpoints import Endpoint
@@ -365,9 +364,18 @@ class DataPlane:
         connection.pending = []
         self._on_closed(connection, reason, say)
 
-    def change(self, *, memory_bytes: int, stalled_s: float) -> None:
-        """These bounds, from now on."""
-        self._bounds = replace(self._bounds, memory_bytes=memory_bytes, stalled_s=stalled_s)
+    def change(self, bounds: Bounds) -> None:
+        """These, from now on. A queue that is longer than it may be shrinks when something is added."""
+        before, self._bounds = self._bounds, bounds
+        self.round_bytes, self.room_bytes = bounds.round_bytes, bounds.round_bytes + LARGEST_PARTIAL
+        for connection in self.connections:
+            if connection.outbox is not None:
+                connection.outbox.bound(max_bytes=bounds.queue_bytes, max_age_s=bounds.queue_age_s)
+        if bounds.rates == before.rates:
+            return
+        self.throttle.change(bounds.rates)
+        for connection in self.connections:
+            self.poller.handle(connection.sock.fileno(), self.throttle.watch(connection))
 
     def count(self) -> Counter[str]:
         """Totals of all connections, those that are gone included."""

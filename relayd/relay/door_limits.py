@@ -51,12 +51,16 @@ class Counting:
     """The connections that there are, by where they come from, and how fast they come."""
 
     def __init__(self, limits: DoorLimits, now: float) -> None:
-        self._limits = limits
         self._here: Counter[str] = Counter()
+        self.total = 0
+        self.change(limits, now)
+
+    def change(self, limits: DoorLimits, now: float) -> None:
+        """So many, and so fast, from now on; those that are here stay."""
+        self._limits = limits
         self._all_rate = TokenBucket(limits.accepts_s, max(1.0, limits.accepts_s), now)
         burst = max(1.0, limits.accepts_per_address_s * BURST_S)
         self._rate_of: BucketOf[str] = BucketOf(limits.accepts_per_address_s, burst)
-        self.total = 0
 
     def refusal(self, place: str, now: float) -> str:
         """Why a newcomer from `place` isn't even listened to; "": it is. FULL: unless somebody goes for

@@ -59,7 +59,7 @@ class Doorway:
         poller: Poller,
         nursery: trio.Nursery,
         limits: DoorLimits,
-        tls: TlsDoor | None = None,
+        tls: TlsDoor,
     ) -> None:
         self._claims = claims
         self._greeter = greeter
@@ -81,10 +81,11 @@ class Doorway:
         self.refused: Counter[str] = Counter()
         """Connections that never got in, by reason."""
 
-    def change(self, greeter: Greeter, *, max_unregistered: int, max_unregistered_per_address: int) -> None:
-        """Greet newcomers like this from now on, and let so many of them wait."""
+    def change(self, greeter: Greeter, limits: DoorLimits) -> None:
+        """Greet newcomers like this from now on, and so many of them. Nobody who is in goes for it."""
         self._greeter = greeter
-        self._room.resize(seats=max_unregistered, seats_per_place=max_unregistered_per_address)
+        self._room.resize(seats=limits.max_unregistered, seats_per_place=limits.max_unregistered_per_address)
+        self._counting.change(limits, trio.current_time())
 
     def resumed(self, connection: Connection) -> None:
         """A connection of an earlier process is served on."""
@@ -168,15 +169,14 @@ class Doorway:
         arrival = newcomer.arrival
         if arrival is None:
             arrival = newcomer.arrival = Arrival(newcomer, self._greeter)
-            if self._tls is not None:
-                if arrival.begins_with(CLIENT_HELLO):
-                    self._hand_to_task(newcomer, self._enter_tls, arrival)
-                    return
-                if self._tls.only:
-                    self._leave_poller(newcomer)
-                    self._refuse(arrival, Refused(Refusal.PROTOCOL, TLS_ONLY))
-                    self._end(newcomer, arrival)
-                    return
+            if self._tls.is_open and arrival.begins_with(CLIENT_HELLO):
+                self._hand_to_task(newcomer, self._enter_tls, arrival)
+                return
+            if self._tls.only:
+                self._leave_poller(newcomer)
+                self._refuse(arrival, Refused(Refusal.PROTOCOL, TLS_ONLY))
+                self._end(newcomer, arrival)
+                return
         try:
             outcome = arrival.read()
         except BlockingIOError:
@@ -245,8 +245,7 @@ class Doorway:
                     await job(arrival)
                 finally:
                     self._room.leave(newcomer)
-                    if self._tls is not None:
-                        self._tls.leave(arrival)
+                    self._tls.leave(arrival)
             if arrival.scope.cancelled_caught and trio.current_time() >= arrival.scope.deadline:
                 self._time_is_up(arrival)
         finally:
@@ -263,7 +262,6 @@ class Doorway:
 
     async def _enter_tls(self, arrival: Arrival) -> None:
         """TLS's own handshake first."""
-        assert self._tls is not None
         if (victim := self._tls.enter(arrival)) is not None and not victim.scope.cancel_called:
             self.refused[TOO_MANY] += 1
             victim.scope.cancel()

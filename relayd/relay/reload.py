@@ -43,13 +43,14 @@ class Reloader(Generic[T]):
         self._asked = trio.Event()
 
     def ask(self) -> None:
-        """Read them again though nothing seems to have changed (SIGHUP)."""
-        self._asked.set()
+        """Read them again, if there are any, though nothing seems to have changed (SIGHUP)."""
+        if self._paths:
+            self._asked.set()
 
     def turn_to(self, paths: Sequence[Path], read: Callable[[], T]) -> None:
         """Other files, from now on."""
         self._paths, self._read = tuple(paths), read
-        self.ask()
+        self._asked.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look, for ever."""

@@ -24,12 +24,11 @@ from relayd.manager.watchdog import watchdog_services
 from relayd.netio.poller import Poller
 from relayd.observe import log
 from relayd.observe.control import serve_control
-from relayd.observe.http_server import open_http
+from relayd.observe.http_place import HttpPlace
 from relayd.observe.http_site import serve_http
 from relayd.observe.loop_lag import LoopLag
 from relayd.observe.output import give_up_stdout
 from relayd.observe.telling import Telling
-from relayd.relay.bounds import Bounds
 from relayd.relay.claims import Claims
 from relayd.relay.connection import Connection
 from relayd.relay.control import Control
@@ -43,22 +42,17 @@ from relayd.relay.handover import open_handover, resume, save
 from relayd.relay.housekeeping import Housekeeping
 from relayd.relay.listeners import name_of, open_listeners, pair_udp
 from relayd.relay.memory import memory_limit
-from relayd.relay.rates import KeyRates
 from relayd.relay.reload import Reloader
 from relayd.relay.stun_server import Pair, StunServer
+from relayd.relay.tls import load_tls, tls_paths
 from relayd.relay.tls_door import TlsDoor
+from relayd.relay.told import bounds_of, gate_of, greeting_of, tls_of
 from relayd.relay.udp import NatProber
 from relayd.services import Service, supervise
 from relayd.signals import Signals
 
 if TYPE_CHECKING:
     from relayd.relay.cluster_admission import ClusterAdmission
-
-KEEPALIVES_IN_SILENCE = 3
-"""Two of them may be lost on the way before a connection counts as silent."""
-
-MIN_KEEPALIVE_S = 1.0
-"""What a Welcome can ask for at the least."""
 
 
 class Relay:
@@ -72,26 +66,18 @@ class Relay:
         udp: list[Pair],
         listen: list[str],
         *,
-        http: str | None,
+        http: HttpPlace,
         manager: Manager,
     ) -> None:
-        """`listen` names what it is reached by, for the status, and `http` where HTTP is served, if it is.
+        """`listen` names what it is reached by, for the status.
 
         Connections that `manager` has kept of an earlier process are served from the start."""
         self._config, self._listen = config, listen
         self._started_at = time.monotonic()
         self.poller = Poller()
-        bounds = Bounds(
-            round_bytes=config.round_bytes,
-            queue_bytes=config.queue_bytes,
-            queue_age_s=config.queue_age_ms / 1000,
-            memory_bytes=_memory_of(config),
-            rates=KeyRates(config.rate_bytes_s, config.rate_frames_s),
-            stalled_s=config.stalled_s,
-        )
         self.plane = DataPlane(
             self.poller,
-            bounds,
+            bounds_of(config, available_bytes=memory_limit()),
             open_handover(manager),
             on_control=self._on_control,
             on_closed=self._on_closed,
@@ -104,10 +90,11 @@ class Relay:
             identity=credentials.identity,
             guard=self.guard,
             stun=tuple(self.stun.ports),
-            **_greeting(config),
+            **greeting_of(config),
         )
         self.claims = Claims(self.plane, nursery)
         tls = credentials.tls
+        self._tls_door = TlsDoor(tls, self.poller, nursery, user_timeout_s=config.stalled_s)
         self.housekeeping = Housekeeping(self.plane, self.claims, silence_s=config.silence_s)
         self.doorway = Doorway(
             self.claims,
@@ -115,7 +102,7 @@ class Relay:
             self.poller,
             nursery,
             DoorLimits.of(config),
-            TlsDoor(tls, self.poller, nursery, user_timeout_s=config.stalled_s) if tls is not None else None,
+            self._tls_door,
         )
         self.prober = NatProber(self.poller, [pair.first for pair in udp])
         self.loop_lag = LoopLag()
@@ -133,24 +120,24 @@ class Relay:
         self.admission_files = Reloader(
             "admission", files.paths, partial(files.read, make=False), self.guard.replace
         )
-        self.reloaders: list[Reloader[Any]] = [self.admission_files]
-        if tls is not None:
-            self.reloaders.append(Reloader("tls", tls.files.paths, tls.files.load, tls.replace))
+        self.tls_files = Reloader(
+            "tls", tls.files.paths if tls is not None else (), partial(load_tls, config), self._tls_door.use
+        )
+        self.reloaders: list[Reloader[Any]] = [self.admission_files, self.tls_files]
 
     def use(self, config: RelayConfig) -> None:
         """Take over what can change while it runs: the settings that are `live`."""
-        if _gate_of(config) != _gate_of(self._config):
+        if gate_of(config) != gate_of(self._config):
             files = AdmissionFiles.of(config)
             self.admission_files.turn_to(files.paths, partial(files.read, make=True))
+        if tls_of(config) != tls_of(self._config):
+            self.tls_files.turn_to(tls_paths(config), partial(load_tls, config))
         self._config = config
-        self._greeter = replace(self._greeter, **_greeting(config))
-        self.doorway.change(
-            self._greeter,
-            max_unregistered=config.max_unregistered,
-            max_unregistered_per_address=config.max_unregistered_per_address,
-        )
+        self._greeter = replace(self._greeter, **greeting_of(config))
+        self.doorway.change(self._greeter, DoorLimits.of(config))
         self.housekeeping.silence_s = config.silence_s
-        self.plane.change(memory_bytes=_memory_of(config), stalled_s=config.stalled_s)
+        self.plane.change(bounds_of(config, available_bytes=memory_limit()))
+        self._http.use(config.http, config.http_names)
 
     def _on_closed(self, connection: Connection, reason: str, say: str) -> None:
         self.claims.on_closed(connection)
@@ -177,7 +164,7 @@ class Relay:
             "version": relayd.__version__,
             "uptime_s": round(now - self._started_at, 3),
             "listen": self._listen,
-            "http": self._http,
+            "http": self._http.address,
             "connections": len(self.plane.connections),
             "backlogged": len(self.plane.backlogged),
             "queued_bytes": self.plane.queued_bytes,
@@ -241,24 +228,6 @@ def _cluster_admission(config: RelayConfig, guard: Guard) -> ClusterAdmission | 
     return ClusterAdmission(config, guard)
 
 
-def _memory_of(config: RelayConfig) -> int:
-    return min(config.memory_bytes, memory_limit() // 2)
-
-
-def _gate_of(config: RelayConfig) -> tuple[object, ...]:
-    """What decides where it stands who is let in."""
-    return config.open, config.token_file, config.allow_list
-
-
-def _greeting(config: RelayConfig) -> dict[str, Any]:
-    """What of a Greeter is `config`'s to say."""
-    return {
-        "proof_required": config.auth == "required",
-        "timeout_s": config.register_timeout_s,
-        "keepalive_s": max(MIN_KEEPALIVE_S, config.silence_s / KEEPALIVES_IN_SILENCE),
-    }
-
-
 def _peer_status(connection: Connection, now: float) -> dict[str, object]:
     counted = counts(connection)
     drops = {name.removeprefix("dropped_"): counted.pop(name) for name in list(counted) if "dropped_" in name}
@@ -297,7 +266,8 @@ async def serve(
     with contextlib.ExitStack() as stack:
         listeners, udp = open_listeners(config, manager.take(without=PREFIX), stack)
         listen = [name_of(one) for one in listeners]
-        http = open_http(config.http, stack)
+        http = HttpPlace(config.http, config.http_names)
+        stack.callback(http.close)
         # The nursery in which connections are greeted and seen off. It ends with the services' one.
         async with trio.open_nursery() as nursery:
             pairs = pair_udp(udp, config.stun_port, stack)
@@ -307,12 +277,13 @@ async def serve(
                 nursery,
                 pairs,
                 listen,
-                http=http.address if http is not None else None,
+                http=http,
                 manager=manager,
             )
             stack.push(relay.close)
             signals.on_reload += [one.ask for one in relay.reloaders]
             signals.on_config.append(relay.use)
+            signals.on_config.append(partial(_use_drain_s, signals))
             signals.drain_s = config.drain_s
             trio.lowlevel.add_instrument(relay.loop_lag)
             stack.callback(trio.lowlevel.remove_instrument, relay.loop_lag)
@@ -332,7 +303,7 @@ async def serve(
                 Service(name="drain", run=partial(_drain, relay, listeners, signals)),
                 *watchdog_services(manager, relay.poller, stack),
                 *status_services(manager, relay.status_line),
-                Service(name="http", run=partial(serve_http, http, relay, telling, config.http_names)),
+                Service(name="http", run=partial(serve_http, http, relay, telling)),
                 *([relay.admission.service] if relay.admission is not None else []),
                 *(
                     Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
@@ -345,7 +316,7 @@ async def serve(
                 "relay.started",
                 listen=listen,
                 control=config.control,
-                http=http.address if http is not None else None,
+                http=http.address,
             )
             # On standard output, and nowhere else: it carries the token.
             port = Endpoint.of_socket(listeners[0].getsockname()).port
@@ -369,6 +340,10 @@ def _say_who_may_enter(config: RelayConfig, credentials: Credentials) -> None:
         )
     if credentials.gate.open:
         log.get().warning("relay.open", meaning="any agent that proves its own key is let in")
+
+
+def _use_drain_s(signals: Signals, config: RelayConfig) -> None:
+    signals.drain_s = config.drain_s
 
 
 async def _drain(

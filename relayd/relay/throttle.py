@@ -39,14 +39,18 @@ class Throttle:
 
     def __init__(self, plane: DataPlane, rates: KeyRates) -> None:
         self.plane = plane
-        self._rates = rates
-        self._bytes = _buckets(rates.bytes_s, MIN_BURST_BYTES)
-        self._frames = _buckets(rates.frames_s, MIN_BURST_FRAMES)
+        self.change(rates)
         self._waiting: list[tuple[float, int, Connection]] = []
         self._number = 0
         self._news = trio.Event()
         self.pauses = 0
         """How often a connection wasn't read for a while."""
+
+    def change(self, rates: KeyRates) -> None:
+        """So much, from now on. Who is watched is to be watched anew; who waits has its turn as it was."""
+        self._rates = rates
+        self._bytes = _buckets(rates.bytes_s, MIN_BURST_BYTES)
+        self._frames = _buckets(rates.frames_s, MIN_BURST_FRAMES)
 
     def watch(self, connection: Connection) -> Callable[[int], None]:
         """What the poller is to call for its events."""

@@ -99,23 +99,28 @@ class TlsFiles:
         return hashlib.sha256(spki).digest()
 
 
+@dataclass(frozen=True, slots=True)
 class Tls:
-    """What the relay speaks TLS with now."""
+    """What the relay speaks TLS with."""
 
-    def __init__(self, files: TlsFiles, context: ssl.SSLContext, *, only: bool) -> None:
-        self.files = files
-        self.context = context
-        self.only = only
-        """Whether agents that don't speak TLS are refused."""
+    files: TlsFiles
+    context: ssl.SSLContext
+    only: bool
+    """Whether agents that don't speak TLS are refused."""
 
-    def replace(self, context: ssl.SSLContext) -> None:
-        """The files have changed: new connections get the new certificate."""
-        self.context = context
+
+def tls_paths(config: RelayConfig) -> tuple[Path, ...]:
+    """The files to watch; of settings that contradict each other none, which `load_tls` says."""
+    try:
+        files = TlsFiles.of(config)
+    except ConfigError:
+        return ()
+    return files.paths if files is not None else ()
 
 
 def load_tls(config: RelayConfig) -> Tls | None:
-    """None: no TLS. A self-signed certificate is made at the first start. Raises ConfigError and
-    HostError."""
+    """None: no TLS. A self-signed certificate is made where there is none. Reads files: it may block. Raises
+    ConfigError and HostError."""
     files = TlsFiles.of(config)
     if files is None:
         return None

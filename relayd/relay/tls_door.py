@@ -42,17 +42,29 @@ TOO_MANY = "too many TLS connections at the door"
 class TlsDoor:
     """Turns TLS connections into plain ones."""
 
-    def __init__(self, tls: Tls, poller: Poller, nursery: trio.Nursery, *, user_timeout_s: float) -> None:
+    def __init__(
+        self, tls: Tls | None, poller: Poller, nursery: trio.Nursery, *, user_timeout_s: float
+    ) -> None:
+        """Without `tls` it is shut."""
         self._tls = tls
         self._poller = poller
         self._nursery = nursery
         self._user_timeout_ms = round(user_timeout_s * 1000)
         self._room: WaitingRoom[Arrival] = WaitingRoom(seats=SEATS, seats_per_place=SEATS_PER_PLACE)
 
+    def use(self, tls: Tls | None) -> None:
+        """What new connections get from now on. Those that are in stay as they are."""
+        self._tls = tls
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the relay speaks TLS."""
+        return self._tls is not None
+
     @property
     def only(self) -> bool:
         """Whether others are refused."""
-        return self._tls.only
+        return self._tls is not None and self._tls.only
 
     def enter(self, arrival: Arrival) -> Arrival | None:
         """It has begun to speak TLS. -> the one that has to go for it"""
@@ -67,6 +79,8 @@ class TlsDoor:
         # Of a thousand that say hello in one round of the scheduler, all but SEATS have been evicted by now:
         # they go before anything is made for them.
         await trio.lowlevel.checkpoint()
+        if self._tls is None:  # turned off meanwhile
+            return False
         stream = trio.SSLStream(
             trio.SocketStream(trio.socket.from_stdlib_socket(arrival.sock)),
             self._tls.context,

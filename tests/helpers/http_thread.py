@@ -5,11 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 
 import trio
 
-from relayd.observe.http_server import open_http
+from relayd.observe.http_place import HttpPlace
 from relayd.observe.http_site import serve_http
 from relayd.observe.observed import Observed
 from relayd.observe.telling import Telling
@@ -35,11 +35,10 @@ def served(observed: Observed, *, port: int = 0) -> Iterator[Served]:
     ready: queue.Queue[tuple[str, trio.lowlevel.TrioToken, trio.CancelScope]] = queue.Queue()
 
     async def serve() -> None:
-        with ExitStack() as stack, trio.CancelScope() as scope:
-            server = open_http(f"127.0.0.1:{port}", stack)
-            assert server is not None
-            ready.put((server.address, trio.lowlevel.current_trio_token(), scope))
-            await serve_http(server, observed, Telling(observed), ())
+        with closing(HttpPlace(f"127.0.0.1:{port}")) as place, trio.CancelScope() as scope:
+            assert place.address is not None
+            ready.put((place.address, trio.lowlevel.current_trio_token(), scope))
+            await serve_http(place, observed, Telling(observed))
 
     thread = threading.Thread(target=trio.run, args=(serve,), daemon=True)
     thread.start()

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec import structs
 
 from relayd.agent import agent as agent_module
-from relayd.agent import beginning
-from relayd.agent.agent import run_agent
+from relayd.agent import beginning, running
 from relayd.agent.loopback import derive
+from relayd.agent.running import run_agent
 from relayd.config import AgentConfig
 from relayd.errors import HostError
 from relayd.kernel.host_rules import HostRules
@@ -25,6 +26,7 @@ from relayd.kernel.sysctls import Sysctls
 from relayd.keys import PrivateKey, PublicKey
 from relayd.observe.control import ask
 from relayd.observe.exposition import Exporter
+from relayd.signals import Signals
 from relayd.wire.frames import DATA
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
 from tests.helpers.fake_wireguard import FakeWireGuard
@@ -67,7 +69,7 @@ def adopt(monkeypatch: pytest.MonkeyPatch, wireguard: FakeWireGuard) -> None:
 
     monkeypatch.setattr(agent_module, "open_wireguard", open_fake)
     monkeypatch.setattr(beginning, "open_wireguard", open_fake)
-    monkeypatch.setattr(agent_module, "host_rules", fake_rules)
+    monkeypatch.setattr(running, "host_rules", fake_rules)
 
 
 async def status_of(settings: AgentConfig) -> dict[str, Any]:
@@ -148,3 +150,33 @@ async def test_missing_interface_ends_the_agent_with_the_reason(
     with TinyRelay() as relay, pytest.raises(HostError, match="there is no interface wg0"):
         await run_agent(config(relay, tmp_path))
     assert wireguard.closed
+
+
+async def test_a_reload_changes_the_relay_and_what_else_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wireguard = FakeWireGuard("wg0", OWN)
+    wireguard.add_peer(PEER)
+    adopt(monkeypatch, wireguard)
+    signals = Signals()
+    with TinyRelay() as relay, TinyRelay() as other:
+        settings = config(relay, tmp_path)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_agent, settings, None, signals)
+            session = await relay.accept()
+            await session.register(OWN.public())
+            # The relay, and at once what the relay's links are told.
+            new = structs.replace(
+                settings, relays=(other.join,), http="127.0.0.1:0", reconcile_s=0.2, fresh_handshake_s=77.0
+            )
+            for use in signals.on_config:
+                use(new)
+            again = await other.accept()
+            await again.register(OWN.public())
+            assert await session.next_frame() is None
+            with trio.fail_after(30):
+                while (status := await status_of(settings))["http"] is None:
+                    await until(lambda: True)
+            assert status["relay"]["address"] == other.join.address
+            assert status["patience"]["fresh_handshake_s"] == 77.0
+            nursery.cancel_scope.cancel()

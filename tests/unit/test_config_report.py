@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from relayd import cli
 from relayd.config import AgentConfig, RelayConfig, changes, load_agent
@@ -14,10 +16,12 @@ from relayd.config.report import HIDDEN, effective, examine, role_of
 from relayd.config.setting import Role
 from relayd.config.settings import AGENT, RELAY
 from relayd.config.toml import parse_document
+from relayd.config.types import InterfaceConfig, PeerConfig
 from relayd.errors import ConfigError
 from relayd.join import JoinString
 from tests.helpers.config_files import AGENT as AGENT_FILE
 from tests.helpers.config_files import OWN, change, with_private_key, write
+from tests.helpers.identities import ALICE
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -242,6 +246,25 @@ def test_changes_are_told_apart_by_what_can_be_applied() -> None:
     assert (found.live, found.restart) == (("silence_s",), ("log", "queue_bytes"))
     assert changes.applied(role, old, new) == RelayConfig(silence_s=3.0)
     assert changes.changes(role, old, old) == changes.Changes((), ())
+
+
+def test_an_interface_of_ours_and_its_peers_can_become_others_unless_it_is_another_one() -> None:
+    relays = (JoinString("192.0.2.1", 1),)
+    made = InterfaceConfig(
+        private_key_file=Path("key"), private_key=None, address=(IPv4Interface("10.0.0.1/24"),)
+    )
+    peer = PeerConfig(public_key=ALICE.public(), allowed_ips=(IPv4Network("10.0.0.2/32"),))
+    old = AgentConfig(relays=relays, owned=made)
+    moved = structs.replace(made, address=(IPv4Interface("10.0.0.9/24"),), private_key=ALICE)
+    found = changes.changes(AGENT, old, AgentConfig(relays=relays, owned=moved, peers=(peer,)))
+    assert (found.live, found.restart) == (("owned", "peers"), ())
+    # The key that the agent made at its start is in the file now.
+    known = structs.replace(made, private_key=ALICE)
+    assert changes.changes(AGENT, old, structs.replace(old, owned=known)) == changes.Changes((), ())
+    other = structs.replace(made, name="wg7")
+    found = changes.changes(AGENT, old, AgentConfig(relays=relays, owned=other, peers=(peer,)))
+    assert (found.live, found.restart) == ((), ("owned", "peers"))
+    assert changes.changes(AGENT, old, AgentConfig(relays=relays)).restart == ("owned",)
 
 
 def test_peers_and_interface_are_compared_too() -> None:

@@ -190,8 +190,11 @@ class Rig:
     def _changed(self) -> None:
         self.changes += 1
 
-    async def _look(self, *_: object) -> Survey:
+    async def _look(
+        self, _port: SharedPort, _client: StunClient, _resolver: Resolver, sources: Sources
+    ) -> Survey:
         await trio.lowlevel.checkpoint()
+        self.asked = sources
         self.looked_at.append(trio.current_time())
         return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
 
@@ -247,6 +250,22 @@ async def test_news_are_followed_at_once_and_a_lease_is_renewed_at_its_half(
             assert [round(at - begun) for at in rig.looked_at] == [0, 100, 101]
             nursery.cancel_scope.cancel()
         assert rig.changes == 2
+
+
+async def test_what_a_reload_changes_is_looked_for_at_once(autojump_clock: MockClock) -> None:
+    with any_port() as port:
+        rig = Rig(port, [found(finding(SEEN))])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(rig.discovery.run)
+            await trio.sleep(1)
+            rig.discovery.ask(manual=(), port_mapping=False, aws="auto")  # as it was
+            await trio.sleep(1)
+            assert len(rig.looked_at) == 1
+            rig.discovery.ask(manual=(MOVED,), port_mapping=True, aws="never")
+            await trio.sleep(1)
+            assert len(rig.looked_at) == 2
+            nursery.cancel_scope.cancel()
+        assert rig.asked == Sources(manual=(MOVED,), port_mapping=True, aws="never")
 
 
 async def test_the_status_names_the_nat_the_endpoint_and_the_methods(autojump_clock: MockClock) -> None:

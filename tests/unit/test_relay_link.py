@@ -333,3 +333,21 @@ async def test_key_that_changes_during_a_wait_ends_the_wait_once(mock_clock: Moc
             assert (rig.link.dials, rig.link.status()["state"]) == (2, "waiting")
             mock_clock.jump(2.0)
             await (await relay.accept()).register(other.public())
+
+
+async def test_other_times_hold_for_the_connection_that_there_is(mock_clock: MockClock) -> None:
+    with TinyRelay() as relay:
+        async with running(relay) as rig:
+            session = await relay.accept()
+            await session.register(OWN)
+            await until(lambda: rig.link.connected)
+            rig.link.use(LinkSettings(insecure=True, keepalive_s=5.0, probe_s=2.0))
+            seen = []
+            while mock_clock.current_time() < 5.5:
+                await settle()
+                mock_clock.jump(0.5)
+                await settle()
+                for kind, body in await session.frames_so_far():
+                    seen.append((mock_clock.current_time(), kind))
+                    await session.send(encode(kind, body))
+            assert seen == [(2.0, DATA), (4.0, DATA), (5.0, KEEPALIVE)]

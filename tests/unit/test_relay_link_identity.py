@@ -346,3 +346,23 @@ async def test_the_first_wait_grows_with_the_number_of_agents(
                 mock_clock.jump(0.1)
             await settle()
             assert rig.link.dials == 3
+
+
+async def test_a_relay_that_proved_nothing_is_left_as_soon_as_it_has_to(mock_clock: MockClock) -> None:
+    with TinyRelay() as relay:
+        async with running(relay, LinkSettings(insecure=True), join=trusting(relay)) as rig:
+            session = await relay.accept()
+            await session.register(OWN)
+            await until(lambda: rig.link.connected)
+            rig.link.use(LinkSettings(insecure=True, keepalive_s=3.0))
+            assert rig.link.connected
+            rig.link.use(LinkSettings(insecure=False))
+            await until(lambda: not rig.link.connected)
+            assert "it has proved nothing" in str(rig.link.status()["reason"])
+            mock_clock.jump(1.0)
+            again = await relay.accept()
+            await again.admit(RELAY.private, GATE.admit, Welcome())
+            await until(lambda: rig.link.connected)
+            rig.link.use(LinkSettings(insecure=False, queue_bytes=70_000))
+            await settle()
+            assert rig.link.connected

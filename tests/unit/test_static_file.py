@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from msgspec import structs
 from trio.testing import MockClock
 
 from relayd.config import AgentConfig, load_agent
@@ -43,7 +45,29 @@ async def test_an_interface_that_exists_is_adopted_by_name() -> None:
     assert await source.snapshot() == expected
 
 
-async def test_a_file_never_changes(mock_clock: MockClock) -> None:
+async def test_a_reload_tells_who_waits_and_keeps_the_key_that_the_agent_made(tmp_path: Path) -> None:
+    config = load_agent(write(with_private_key(tmp_path), AGENT), {}, environ={})
+    assert config.owned is not None
+    source = StaticFile(config)
+    seen = await source.snapshot()
+    got: list[Mesh] = []
+
+    async def wait() -> None:
+        got.append(await source.changed(seen))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        source.use(config)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not got
+        keyless = structs.replace(config.owned, private_key=None)
+        source.use(structs.replace(config, owned=keyless, peers=config.peers[:1]))
+    (mesh,) = got
+    assert mesh == replace(seen, peers=seen.peers[:1])
+
+
+async def test_without_a_reload_a_file_never_changes(mock_clock: MockClock) -> None:
     mock_clock.autojump_threshold = 0
     source = StaticFile(AgentConfig(relays=(JoinString("192.0.2.1", 3478),)))
     seen = await source.snapshot()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Literal
 
 import trio
 
@@ -68,6 +69,19 @@ class Discovery:
         """These are the STUN servers from now on."""
         if servers != self._sources.servers:
             self._sources = replace(self._sources, servers=servers)
+            self.look_again()
+
+    def ask(
+        self,
+        *,
+        manual: tuple[Endpoint, ...],
+        port_mapping: bool,
+        aws: Literal["auto", "always", "never"],
+    ) -> None:
+        """Ask these from now on: see Sources."""
+        sources = replace(self._sources, manual=manual, port_mapping=port_mapping, aws=aws)
+        if sources != self._sources:
+            self._sources = sources
             self.look_again()
 
     def nat(self, version: int = 4) -> NatType:

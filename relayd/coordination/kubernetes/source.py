@@ -143,6 +143,11 @@ class KubernetesSource:
             self.discovered = found
             self._wake()
 
+    def use(self, own: Self) -> None:
+        """The node's own configuration says other things of it from now on."""
+        self._own = own
+        self._wake()
+
     def problems(self) -> list[str]:
         """What an operator should know, a line each."""
         lines = [self.problem, self.meshes.problem or self.peers.problem or self.node.problem]

@@ -1,0 +1,82 @@
+"""Where HTTP is served: at an address, or nowhere; and what a reload changes of that.
+
+HttpPlace.use (from SIGHUP) -> run: closes the listener, opens another one, or the old one again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import trio
+
+from relayd.errors import HostError
+from relayd.observe import log
+from relayd.observe.http_server import AnswerTo, HttpServer, open_http
+
+Names = tuple[str, ...]
+
+
+class HttpPlace:
+    """One process's. Listens from the start, and answers when it runs."""
+
+    def __init__(self, address: str | None, names: Names = ()) -> None:
+        """`address` as `open_http` takes it, which says what is raised; `names` are host names by which
+        requests may call this host."""
+        self._wanted = (address, names)
+        self._changed = trio.Event()
+        self._stack = ExitStack()
+        self._server: HttpServer | None = open_http(address, self._stack)
+
+    @property
+    def address(self) -> str | None:
+        """Where it is served now; None: nowhere."""
+        return self._server.address if self._server is not None else None
+
+    def use(self, address: str | None, names: Names) -> None:
+        """Serve there from now on. Where that can't be, the log says so, and it stays where it was."""
+        if (address, names) != self._wanted:
+            self._wanted = (address, names)
+            self._changed.set()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._stack.close()
+        self._server = None
+
+    async def run(
+        self,
+        answer_of: Callable[[Names], AnswerTo],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled; `answer_of` gives what answers requests by these names."""
+        status: trio.TaskStatus[None] = task_status
+        while True:
+            at, names = self._wanted
+            async with trio.open_nursery() as nursery:
+                if self._server is not None:
+                    await nursery.start(self._server.run, answer_of(names))
+                status.started()
+                status = trio.TASK_STATUS_IGNORED
+                await self._changed.wait()
+                nursery.cancel_scope.cancel()
+            self._changed = trio.Event()
+            if self._wanted[0] != at:
+                self._move(at)
+            elif self._server is not None:
+                self._open(at)  # what served by other names has closed its listener
+
+    def _move(self, before: str | None) -> None:
+        try:
+            self._open(self._wanted[0])
+        except HostError as error:
+            log.get().error("http.kept", reason=str(error), meaning="it is served where it was before")
+            self._wanted = (before, self._wanted[1])
+            self._open(before)
+            return
+        log.get().info("http.moved", http=self.address)
+
+    def _open(self, address: str | None) -> None:
+        self.close()
+        self._server = open_http(address, self._stack)
