@@ -3,6 +3,7 @@ to it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -33,7 +34,6 @@ def print_peers(
 
 def _print_peer(console: Console, peer: Peer) -> None:
     paths = peer.get("paths") or {}
-    trips = paths.get("round_trip_ms") or {}
     lines = [
         f"peer       {text(peer.get('key'))}",
         f"path       {text(peer.get('path'))}, by {text(peer.get('endpoint'))}",
@@ -45,15 +45,33 @@ def _print_peer(console: Console, peer: Peer) -> None:
     if paths:
         lines.insert(
             2,
-            f"since      {duration(paths.get('since_s'))} ago ({text(paths.get('state'))}), "
-            f"{count(paths.get('changes'))} changes of path",
+            f"since      {duration(since_s(paths))} ago, {count(paths.get('changes'))} changes of path; "
+            f"{text(paths.get('state'))} for {duration(paths.get('since_s'))}",
         )
-        told = [
-            f"{way} {milliseconds(trips[way])}" for way in ("direct", "relay") if trips.get(way) is not None
-        ]
-        lines.append(f"round trip {', '.join(told) or '-'}")
+        lines.append(f"round trip {round_trips(paths) or '-'}")
     for line in lines:
         console.print(line, highlight=False, markup=False)
+
+
+def since_s(paths: Mapping[str, Any]) -> float | None:
+    """For how long the peer's packets have gone the way that they go now (seconds)."""
+    found: float | None = paths.get("path_since_s", paths.get("since_s"))
+    return found
+
+
+def round_trips(paths: Mapping[str, Any]) -> str:
+    """Both, as far as they are known: "direct 1.2 ms, relay 41 ms"."""
+    trips = paths.get("round_trip_ms") or {}
+    ways = [way for way in ("direct", "relay") if trips.get(way) is not None]
+    return ", ".join(f"{way} {milliseconds(trips[way])}" for way in ways)
+
+
+def tried(paths: Mapping[str, Any]) -> str:
+    """How many candidates became what: "tried 5: 1 valid, 4 failed"."""
+    found = Counter(text(one.get("state")) for one in paths.get("candidates") or ())
+    if not found:
+        return ""
+    return f"tried {found.total()}: {', '.join(f'{some} {state}' for state, some in found.most_common())}"
 
 
 def _print_candidates(console: Console, candidates: Sequence[Mapping[str, Any]]) -> None:

@@ -12,11 +12,12 @@ from rich.text import Text
 from relayd.observe.health import not_ready
 from relayd.observe.output import page
 from relayd.observe.units import Status, ago, bits, count, delay_ms, duration, milliseconds, rate, size, text
+from relayd.peer_view import round_trips, since_s, tried
 
 TERMINAL_ROWS = 30
 """Peers of a relay shown on a terminal, the busiest first; elsewhere, and with --json, all of them."""
-AGENT_ROWS = 14
-"""Likewise peers of an agent, which take two lines each: those without a way first."""
+AGENT_ROWS = 8
+"""Likewise peers of an agent, which take four lines or so each: those without a way first."""
 WIDE_COLUMNS = 120
 """From here on a peer's reason has a column of its own; below, it stands under the endpoint."""
 
@@ -68,9 +69,10 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
         console.print("no peers")
         return
     table = _table(
-        "PEER", "PATH", "HANDSHAKE", "RX", "TX", *(("WHY", "ENDPOINT") if wide else ("ENDPOINT, WHY",))
+        *("PEER", "PATH", *(("SINCE",) if wide else ()), "HANDSHAKE", "RX", "TX"),
+        *(("WHY", "ENDPOINT") if wide else ("ENDPOINT, WHY",)),
     )
-    for column in (2, 3, 4):
+    for column in (3, 4, 5) if wide else (2, 3, 4):
         table.columns[column].justify = "right"
     for peer in peers[:rows]:
         path = text(peer.get("path"))
@@ -78,9 +80,17 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
         if peer.get("relay_gone"):
             gone = peer["relay_gone"]
             why += f"; relay: it {text(gone.get('reason'))} ({ago(gone.get('age_s'))} ago)"
+        paths = peer.get("paths") or {}
+        since = duration(since_s(paths))
+        more = "; ".join(filter(None, (round_trips(paths), tried(paths))))
+        if wide:
+            why += f" ({more})" if more else ""
+        elif paths:
+            why += f"\nfor {since}" + (f"; {more}" if more else "")
         table.add_row(
             text(peer.get("key"))[:8],
             Text(path, _STYLE_OF_PATH.get(path, "")),
+            *((since,) if wide else ()),
             ago(peer.get("handshake_age_s")),
             size(peer.get("rx_bytes")),
             size(peer.get("tx_bytes")),

@@ -20,6 +20,7 @@ def summary(finder: Pathfinder, now: float) -> dict[str, object]:
         "state": selector.state.value if selector.ours else LEFT_ALONE,
         "ice_state": ice_state(finder),
         "since_s": round(now - selector.since, 3),
+        "path_since_s": round(now - selector.path_since, 3),
         "why": selector.reason,
         "changes": selector.changes,
         "waits_s": round(selector.damping.until - now, 3) if selector.damping.until > now else None,

@@ -90,6 +90,9 @@ class Selector:
         """With DIRECT."""
         self.reason = "the peer's agent hasn't been heard of"
         self.since = now
+        self.path_since = now
+        """When the packets began to go the way that they go: looking for a better one changes nothing of
+        it."""
         self.relayed_because = self.reason
         """Why the relay is the path, or was last: probing is no reason."""
         self.damping = Damping()
@@ -131,6 +134,8 @@ class Selector:
         is_direct = rule.ours_then and rule.to is State.DIRECT
         if is_direct and not was_direct:
             self.direct_since = e.now
+        if is_direct is not was_direct:
+            self.path_since = e.now
         if was_direct and rule.failure and not e.hurried:
             self.damping.failed(e.now - self.direct_since, e.now)
         if was_direct and not is_direct:

@@ -96,3 +96,11 @@ def test_a_peer_of_an_agent_that_does_not_look_is_shown_all_the_same() -> None:
     out = io.StringIO()
     print_peers([{"key": "k", "path": "relay", "paths": None}], why=False, file=out, columns=80)
     assert "no addresses of the peer were tried" in out.getvalue()
+
+
+def test_looking_for_a_better_path_does_not_make_the_present_one_younger() -> None:
+    network = Network(3, "symmetric", "symmetric")
+    network.start()
+    network.run(20.0)
+    summary = told(network)
+    assert summary["since_s"] < 15.0 < summary["path_since_s"]  # rounds of checks begin and end

@@ -109,7 +109,7 @@ def test_agent_shows_relay_round_trip_path_reason_traffic_and_drops() -> None:
         "last fault: silent for 20 s"
     )
     assert lines[3] == "drops queue_full 12,345, unknown_key 3"
-    assert lines[5].split("  ")[0].split() == ["BBBBBBBB", "direct"]
+    assert lines[5].split()[:2] == ["BBBBBBBB", "direct"]
     assert "12 s 117.7 MiB 2.0 TiB fresh handshake" in lines[5]
     assert LONGEST in lines[5]
     assert "never" in lines[6]
@@ -286,8 +286,8 @@ def test_the_page_is_named_where_there_is_one() -> None:
 def test_of_many_peers_a_terminal_gets_those_first_that_need_somebody() -> None:
     text = shown((agent_status(("direct",) * 20 + ("relay",) * 2 + ("none",)), {}), columns=80)
     rows = [line.split()[1] for line in text.splitlines() if line[8:9] == " " and line.startswith("kkkkk")]
-    assert rows == ["none", "relay", "relay", *["direct"] * 11]
-    assert "and 9 more (--json lists all)" in text
+    assert rows == ["none", "relay", "relay", *["direct"] * 5]
+    assert "and 15 more (--json lists all)" in text
     assert len(text.splitlines()) <= 40
 
 
@@ -308,3 +308,15 @@ def test_what_the_relay_said_of_a_peer_is_shown() -> None:
     peers = [AGENT["peers"][0] | {"relay_gone": gone}]
     text = shown((AGENT | {"peers": peers}, {}))
     assert "relay: it isn't connected to the relay (1 min 15 s ago)" in " ".join(text.split())
+
+
+def test_each_peer_is_shown_with_since_when_both_round_trips_and_what_became_of_what_was_tried() -> None:
+    status = agent_status(("direct", "relay"))
+    status["peers"][0]["paths"]["candidates"] = [{"state": "failed"}, {"state": "valid"}, {"state": "failed"}]
+    wide = shown((status, {})).splitlines()
+    direct, relayed = (next(line for line in wide if path in line[8:16]) for path in ("direct", "relay"))
+    assert "2 h 1 min" in direct
+    assert "session (direct 3.5 ms, relay 41 ms; tried 3: 2 failed, 1 valid)" in direct
+    assert "no handshake for 180 s (relay 41 ms)" in relayed
+    narrow = " ".join(" ".join(shown((status, {}), columns=80).split()).split("  "))
+    assert "session for 2 h 1 min; direct 3.5 ms, relay 41 ms; tried 3: 2 failed, 1 valid" in narrow
