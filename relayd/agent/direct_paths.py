@@ -1,7 +1,7 @@
 """The part of an agent that looks for direct paths, put together: WireGuard's port shared, own addresses,
 prober.
 
-shared_port -> path_prober -> shared_port | link          own_addresses, discovery -> path_prober
+shared_port -> path_prober -> shared_port | link          own_addresses (STUN) -> discovery -> path_prober
 path_prober -> reconciler (verdicts), proxy (late packets, by the reinjector)
 """
 
@@ -82,11 +82,9 @@ class DirectPaths:
         self._client = StunClient(self.port)
         texts = [*(relay.address for relay in config.relays), *config.stun]
         servers = tuple(dict.fromkeys(StunServer.parse(text) for text in texts))
-        resolver = Resolver()
         self._link = link
         self.discovery = Discovery(
             self.port,
-            self._client,
             Sources(
                 servers=servers,
                 manual=config.endpoints,
@@ -95,7 +93,6 @@ class DirectPaths:
                 probes=RelayProbes(lambda: link.relay_endpoint, self._ask_to_be_probed),
             ),
             changed=self._found,
-            resolver=resolver,
         )
         self.addresses = OwnAddresses(
             interface.name,
@@ -107,11 +104,13 @@ class DirectPaths:
             only=config.candidate_interfaces,
             hold_s=config.nat_hold_s,
             wanted=self.prober.is_searching,
-            resolver=resolver,
+            resolver=Resolver(),
             more=self._more,
             moved=self.discovery.look_again,
+            asked=self.discovery.heard,
+            versions=self.port.versions,
         )
-        self.port.after_change += [self.addresses.look_again, self.discovery.look_again]
+        self.port.after_change += [self.discovery.look_again, self.addresses.look_again]
         self.port.join(poller)
         self.prober.use(self.port)
 
@@ -152,7 +151,11 @@ class DirectPaths:
             ],
             "prediction": None
             if prediction is None
-            else {"endpoint": str(prediction[0]), "step": prediction[1], "count": prediction[2]},
+            else {
+                "endpoint": str(prediction.first),
+                "step": prediction.step,
+                "count": prediction.count,
+            },
             "messages": dict(self.prober.counts),
             "late_packets": dict(self.reinjector.counts),
         }

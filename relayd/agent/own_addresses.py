@@ -10,23 +10,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from itertools import pairwise
 from math import inf
 
 import trio
 
-from relayd.agent.discovery.stun_client import Answer, NoAnswerError, StunClient
+from relayd.agent.discovery.stun_answers import StunAnswers, ask_servers
+from relayd.agent.discovery.stun_client import NoAnswerError, StunClient
 from relayd.agent.discovery.stun_look import fresh_client
 from relayd.agent.discovery.stun_servers import Resolver, StunServer
-from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.kernel import events, links
 from relayd.kernel.addresses import HostAddress, host_addresses
 from relayd.observe import log
 from relayd.paths.acquaintance import Local
 from relayd.paths.candidates import Candidate, LocalAddress, chosen, host_candidates, make
+from relayd.paths.nat_class import Mapping, Prediction, mapping_of, predict
 from relayd.wire.sealed import full_size_body_bytes
-from relayd.wire.sealed_messages import MAX_PREDICTED
 
 REFRESH_S = 60.0
 """Between two questions when nothing happened: a third of what RFC 4787 has mappings live without traffic."""
@@ -38,15 +37,9 @@ HOLD_S = 10.0
 """Between two datagrams that hold a NAT's mapping: the shortest-lived in the field are gone after 20 to 30
 s."""
 
-PACE_S = 0.002
-"""Between two questions: in the order of asking, a NAT that counts its ports up is seen counting."""
-
 COUNT_EVERY_S = 5.0
 """As often as a pair is checked at most; others' flows through the NAT count too, but not by dozens
 meanwhile."""
-
-MAX_STEP = 64
-"""Ports between two mappings, past which a NAT isn't counting but drawing."""
 
 Publish = Callable[..., None]
 """`publish(local, moved=...)`: `path_prober.PathProber.localize`."""
@@ -69,6 +62,8 @@ class OwnAddresses:
         more: Callable[[], Sequence[Candidate]] = list,
         moved: Callable[[], None] = lambda: None,
         wanted: Callable[[], bool] = lambda: False,
+        asked: Callable[[StunAnswers], None] = lambda _said: None,
+        versions: Sequence[int] = (4, 6),
         fresh: Callable[[], AbstractAsyncContextManager[tuple[object, StunClient]]] = fresh_client,
         resolver: Resolver | None = None,
         watch: Callable[[Callable[[], None]], Awaitable[None]] = events.watch_addresses,
@@ -78,8 +73,9 @@ class OwnAddresses:
         `connected`: whether the relay is. `only`: the interfaces that count; empty: all that aren't
         virtual. `more`: candidates that others found out, by a gateway's port mapping for one. `moved` is
         called when an own address came or went. `wanted`: whether a prediction of a NAT's next port is of
-        use to anybody now. `fresh` gives a client on a port of its own."""
-        self._more, self._moved = more, moved
+        use to anybody now. `asked` is told what STUN servers said, each time. `versions`: of IP, that
+        `client` can send with. `fresh` gives a client on a port of its own."""
+        self._more, self._moved, self._asked, self._versions = more, moved, asked, tuple(versions)
         self._interface, self._client, self._servers = interface, client, tuple(servers)
         self._publish, self._port, self._connected, self._only = publish, port, connected, only
         self._hold_s, self._wanted, self._fresh = hold_s, wanted, fresh
@@ -89,7 +85,7 @@ class OwnAddresses:
         self._hosts: list[Candidate] = []
         self._mapped: dict[int, list[Candidate]] = {}
         """By IP version, what STUN saw last."""
-        self._prediction: tuple[Endpoint, int, int] | None = None
+        self._prediction: Prediction | None = None
         self._log = log.get(interface=interface)
         self.local = Local(shares_port=False)
         self.problem = ""
@@ -103,9 +99,8 @@ class OwnAddresses:
             if self._prediction is not None and self._wanted():
                 await self._count(self._prediction)
 
-    async def _count(self, known: tuple[Endpoint, int, int]) -> None:
+    async def _count(self, known: Prediction) -> None:
         """Ask once from a port of its own: the mapping that it gets is the counter."""
-        _, step, many = known
         for server in self._servers:
             try:
                 target = (await self._resolver.resolve(server))[0]
@@ -114,8 +109,9 @@ class OwnAddresses:
             except (OSError, NoAnswerError) as error:
                 self._log.debug("paths.uncounted", server=str(server), error=str(error))
                 continue
-            if mapped.address.version == 4 and 1 <= mapped.port + step <= 65535:
-                self._prediction = (Endpoint(mapped.address, mapped.port + step), step, many)
+            following = known.following(mapped)
+            if following is not None:
+                self._prediction = following
                 self._tell(self.local, moved=False)
             return
 
@@ -206,61 +202,30 @@ class OwnAddresses:
 
     async def _ask(self) -> bool:
         """Ask the STUN servers. Whether a mapping that was known is another one now."""
-        answers: list[Answer] = []
-        found: dict[StunServer, list[Endpoint]] = {}
-
-        async def resolve(server: StunServer) -> None:
-            try:
-                found[server] = await self._resolver.resolve(server)
-            except OSError as error:
-                self._log.debug("paths.stun_unresolved", server=str(server), error=str(error))
-
-        # All at once: while DNS is dead, names cost some seconds, and not as often as there are names.
-        async with trio.open_nursery() as nursery:
-            for server in self._servers:
-                nursery.start_soon(resolve, server)
-        targets = [target for server in self._servers for target in found.get(server, ())]
-
-        async def one(target: Endpoint) -> None:
-            try:
-                answers.append(await self._client.ask(target))
-            except NoAnswerError as error:
-                self._log.debug("paths.stun_unanswered", server=str(target), error=str(error))
-
-        async def all_of(some: Sequence[Endpoint]) -> None:
-            async with trio.open_nursery() as nursery:
-                for target in some:
-                    nursery.start_soon(one, target)
-                    await trio.sleep(PACE_S)
-
-        await all_of(targets)
-        # A server's second port tells whether each destination gets a mapping of its own.
-        second = [
-            Endpoint(answer.source.address, answer.said.other.port)
-            for answer in answers
-            if answer.said.other is not None and answer.said.other.port != answer.source.port
-        ]
-        more = [one for one in dict.fromkeys(second) if one not in targets]
-        await all_of(more)
-        return self._learn(answers, [*targets, *more])
-
-    def _learn(self, answers: Sequence[Answer], targets: Sequence[Endpoint]) -> bool:
+        said = await ask_servers(self._client, self._resolver, self._servers, versions=self._versions)
         now, changed = trio.current_time(), False
-        answers = sorted(answers, key=lambda one: targets.index(one.source) if one.source in targets else 0)
         for version in (4, 6):
-            of_version = [one for one in answers if one.mapped.address.version == version]
-            if not of_version:
+            seen = said.observations(version)
+            if not seen:
                 continue
-            mapped = list(dict.fromkeys(one.mapped for one in of_version))
             before = {one.endpoint for one in self._mapped.get(version, [])}
-            changed |= bool(before) and not before & set(mapped)
+            changed |= bool(before) and before.isdisjoint(one.mapped for one in seen)
             self._mapped[version] = [
-                make("srflx", one.mapped, base=one.local, server=str(one.source), found_at=now, method="STUN")
-                for one in of_version
+                make(
+                    "srflx",
+                    one.mapped,
+                    base=one.local,
+                    server=str(one.server),
+                    found_at=now,
+                    method="STUN",
+                )
+                for one in said.seen(version)
+                if one.mapped is not None
             ]
             if version == 4:
-                self._prediction = predicted([one.mapped for one in of_version])
-                self.symmetric = len(mapped) > 1
+                self._prediction = predict(seen)
+                self.symmetric = mapping_of(seen) in (Mapping.ADDRESS, Mapping.ADDRESS_AND_PORT)
+        self._asked(said)
         return changed
 
     def _tell(self, base: Local, *, moved: bool) -> None:
@@ -277,23 +242,3 @@ class OwnAddresses:
             prediction=self._prediction,
         )
         self._publish(self.local, moved=moved)
-
-
-def predicted(mapped: Sequence[Endpoint]) -> tuple[Endpoint, int, int] | None:
-    """What a NAT that maps each destination anew will likely give next: the first mapping, the step, how
-    many.
-
-    `mapped`: what it gave for one port, in the order of asking. None: it gives all destinations the same, or
-    draws its ports.
-    """
-    ports = [one.port for one in mapped]
-    if len(set(ports)) < 2 or len({one.address for one in mapped}) != 1:
-        return None
-    steps = {b - a for a, b in pairwise(ports)}
-    step = min(steps, key=abs)
-    if len(steps) > 2 or step == 0 or any(abs(one) > MAX_STEP or one % step for one in steps):
-        return None
-    first = mapped[-1].port + step
-    if not 1 <= first <= 65535:
-        return None
-    return Endpoint(mapped[-1].address, first), step, MAX_PREDICTED

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 
-from relayd.endpoints import Endpoint
 from relayd.paths.candidates import Candidate, to_wire
 from relayd.paths.checklist import ANSWER_S
+from relayd.paths.nat_class import Prediction
 from relayd.wire.sealed_messages import (
     TXID_BYTES,
     Candidates,
@@ -72,9 +72,8 @@ class Local:
     full_body_bytes: int = 1371
     """Of a Ping as long as WireGuard's longest datagram."""
 
-    prediction: tuple[Endpoint, int, int] | None = None
-    """Behind a symmetric NAT: the next mapping, the step to the one after it, and how many are worth a
-    try."""
+    prediction: Prediction | None = None
+    """Behind a symmetric NAT whose ports follow each other."""
 
     more_features: tuple[str, ...] = ()
 
@@ -169,15 +168,14 @@ class Acquaintance:
         self._told = (to_wire(local.candidates), local.features)
         out: list[Message] = []
         if local.prediction is not None:
-            first, step, count = local.prediction
             prediction = PortPrediction(
                 generation=self.session.next_generation(),
                 session=self.session.own,
                 yours=yours,
-                address=str(first.address),
-                base=first.port,
-                step=step,
-                count=count,
+                address=str(local.prediction.first.address),
+                base=local.prediction.first.port,
+                step=local.prediction.step,
+                count=local.prediction.count,
             )
             out.append(prediction)
         list_ = kind(

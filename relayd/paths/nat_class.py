@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 
 from relayd.endpoints import Endpoint
+from relayd.wire.sealed_messages import MAX_PREDICTED
 
 Address = IPv4Address | IPv6Address
 
@@ -67,8 +68,15 @@ class Prediction:
     first: Endpoint
     step: int
     """From one mapping to the next; may be negative."""
-    count: int
+    count: int = MAX_PREDICTED
     """How many are worth a try: others behind the same NAT take ports too."""
+
+    def following(self, mapped: Endpoint) -> Prediction | None:
+        """The same after one more mapping was seen; None: it is at the end of the ports, or another NAT."""
+        port = mapped.port + self.step
+        if mapped.address.version != self.first.address.version or not 1 <= port <= 65535:
+            return None
+        return Prediction(Endpoint(mapped.address, port), self.step, self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +97,9 @@ class Verdict:
     prediction: Prediction | None = None
 
 
-MAX_STEP = 16
-"""Steps above this are another's traffic, or chance."""
-
-PREDICTED = 8
+MAX_STEP = 64
+"""Ports between two mappings, past which a NAT isn't counting but drawing. Two that are drawn lie so near
+each other twice in a thousand times, which costs a peer MAX_PREDICTED Pings."""
 
 
 def mapping_of(observations: Sequence[Observation]) -> Mapping:
@@ -112,24 +119,20 @@ def mapping_of(observations: Sequence[Observation]) -> Mapping:
 
 
 def predict(observations: Sequence[Observation]) -> Prediction | None:
-    """Where the next mapping will be, when those so far follow each other by one step.
+    """Where the next mapping will be, when those so far follow each other. None: the NAT gives all
+    destinations the same, or draws its ports.
 
-    Three of them, so that it isn't chance. Ports of conntrack's kind (drawn at random) have no step.
+    Two are enough: a relay alone has no more ports to ask at.
     """
     mapped = list(dict.fromkeys(one.mapped for one in observations))
-    if len(mapped) < 3 or len({one.address for one in mapped}) != 1:
+    if len(mapped) < 2 or len({one.address for one in mapped}) != 1:
         return None
     steps = [after.port - before.port for before, after in pairwise(mapped)]
     step = min(steps, key=abs)
     # Others took a port in between now and then: a multiple of the step, in the same direction.
-    if not 0 < abs(step) <= MAX_STEP or any(
-        other % step or not 0 < other // step <= PREDICTED for other in steps
-    ):
+    if any(abs(other) > MAX_STEP or other % step or other // step < 0 for other in steps):
         return None
-    port = mapped[-1].port + step
-    if not 0 < port + step * PREDICTED < 65536:
-        return None
-    return Prediction(Endpoint(mapped[-1].address, port), step, PREDICTED)
+    return Prediction(mapped[-1], step).following(mapped[-1])
 
 
 def classify(

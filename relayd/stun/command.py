@@ -7,6 +7,7 @@ import json
 
 import trio
 
+from relayd.agent.discovery.stun_answers import ask_servers
 from relayd.agent.discovery.stun_client import StunClient
 from relayd.agent.discovery.stun_servers import Resolver, StunServer
 from relayd.agent.discovery.survey import Sources, Survey, survey
@@ -66,7 +67,8 @@ async def _look(interface: str, port: int, sources: Sources) -> tuple[Survey, st
         clients.append(StunClient(shared))
         async with trio.open_nursery() as nursery:
             await nursery.start(shared.run)
-            result = await survey(shared, clients[0], Resolver(), sources)
+            said = await ask_servers(clients[0], Resolver(), sources.servers, versions=shared.versions)
+            result = await survey(shared, said, sources)
             nursery.cancel_scope.cancel()
     finally:
         shared.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from relayd.agent.discovery.stun_look import Asked, Look
+from relayd.agent.discovery.stun_answers import Asked
+from relayd.agent.discovery.stun_look import Look
 from relayd.agent.discovery.survey import Survey
 from relayd.observe.text import plain, printable
 from relayd.paths.findings import Finding

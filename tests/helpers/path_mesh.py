@@ -111,19 +111,19 @@ class PathMesh:
 
     def __init__(
         self,
-        a: tuple[Nat, ...] = (),
-        b: tuple[Nat, ...] = (),
+        a: tuple[Nat, ...] | Site = (),
+        b: tuple[Nat, ...] | Site = (),
         *,
         agent: str = "",
         one_site: bool = False,
         **more: Any,
     ) -> None:
-        """`agent`: lines for the agents' [agent] table. `one_site`: both hosts behind a's NAT. `more`: of
-        both sites."""
+        """Each end's NATs, or its site as a whole. `agent`: lines for the agents' [agent] table. `one_site`:
+        both hosts behind a's NAT. `more`: of all sites that are given by their NATs."""
+        ends = {"a": a} if one_site else {"a": a, "b": b}
         if one_site:
-            sites = [Site("a", a, hosts=2, **more)]
-        else:
-            sites = [Site("a", a, **more), Site("b", b, **more)]
+            more["hosts"] = 2
+        sites = [end if isinstance(end, Site) else Site(name, end, **more) for name, end in ends.items()]
         self.internet = Internet(sites, public=("relay",))
         try:
             self.relay_host = self.internet.host("relay")

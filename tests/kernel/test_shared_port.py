@@ -15,8 +15,11 @@ from itertools import pairwise
 import pytest
 import trio
 
+from relayd.agent.discovery.stun_answers import ask_servers
 from relayd.agent.discovery.stun_client import StunClient
 from relayd.agent.discovery.stun_look import look
+from relayd.agent.discovery.stun_servers import Resolver
+from relayd.agent.discovery.stun_servers import StunServer as Named
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
 from relayd.netio.poller import Poller
@@ -132,7 +135,8 @@ async def test_stun_and_sealed_messages_share_the_kernels_port_while_the_tunnel_
                         peer.sendto(SEALED_MAGIC + bytes([number]) * 1400, (NEAR[4], PORT))
                         await trio.sleep(0.05)
                     own = {ip_address(NEAR[version])}
-                    found = await look(clients[0], PORT, [("far", to)], version=version, own=own)
+                    told = await ask_servers(clients[0], Resolver(), [Named(FAR[version], STUN_PORT)])
+                    found = await look(told, PORT, version=version, own=own)
                     assert found.verdict.nat is NatType.OPEN
             nursery.cancel_scope.cancel()
     assert [one.payload[8] for one in sealed] == [*range(QUESTIONS)] * 2

@@ -12,12 +12,15 @@ from relayd.endpoints import Endpoint
 from relayd.marks import PROXY_NETWORK
 from tests.helpers.natlab import Ipv6, Nat
 from tests.helpers.netns import wait_until
-from tests.helpers.path_mesh import PORTS, PathMesh, Pings
+from tests.helpers.one_way import OneWay
+from tests.helpers.path_mesh import PING_S, PORTS, TUNNEL, PathMesh, Pings
 
 BACK_ON_RELAY_S = 4.0
 MOVED_S = 3.0
 RETURN_S = 60.0
 """For a path that is back: the wait after its failure is 5 s, and rounds of checks get rarer."""
+
+TROUBLE_S = 15.0
 
 NATS = ((Nat.PORT_RESTRICTED,), (Nat.FULL_CONE,))
 
@@ -60,6 +63,45 @@ def test_a_path_that_dies_one_way_is_left_by_both_ends(mesh: PathMesh) -> None:
     wait_until(lambda: (pings.last_at() or 0.0) > cut_at + 1.0, "pings are answered by the relay")
     result = pings.stop()
     assert max(silent_s for _, silent_s in result.silences()) < BACK_ON_RELAY_S
+
+
+def test_traffic_in_one_direction_alone_goes_on_by_the_relay_within_4_s_of_a_cut(mesh: PathMesh) -> None:
+    """Nothing comes back in the tunnel whose absence could tell; WireGuard is silent for 10 s at a time."""
+    with OneWay(mesh.nodes["a"], mesh.nodes["b"], TUNNEL["b"].ip) as traffic:
+        time.sleep(2.0)
+        mesh.internet.cut("a", "b")
+        cut_at = time.time()
+        mesh.wait_path("relay")
+        wait_until(lambda: traffic.arrived[-1][1] > cut_at + 1.0, "it arrives by the relay")
+        time.sleep(1.0)
+        mesh.internet.mend("a", "b")
+        back_at = time.time()
+        mesh.wait_path("direct", timeout_s=RETURN_S)
+        time.sleep(1.0)
+    ((began_at, silent_s),) = traffic.silences()
+    assert began_at - cut_at < 0.5
+    assert silent_s < BACK_ON_RELAY_S
+    assert traffic.lost(back_at) == []
+
+
+def test_g19_a_third_of_all_packets_lost_moves_no_path(mesh: PathMesh) -> None:
+    """What five minutes of it come to is for the simulation (tests/unit/test_path_simulation.py), which has
+    delay and duplication too; these want netem, which not every kernel has."""
+    pings = Pings(mesh), Pings(mesh, "b")
+    before = changes(mesh)
+    trouble = {"delay_ms": 100.0, "duplicate_percent": 30.0} if mesh.internet.netem() else {}
+    mesh.internet.impair("b", loss_percent=30.0, **trouble)
+    time.sleep(TROUBLE_S)
+    mesh.internet.impair("b")
+    assert all(after - was <= 2 for was, after in zip(before, changes(mesh), strict=True))
+    answered = [len(one.stop().answers) for one in pings]
+    assert min(answered) > 0.2 * TROUBLE_S / PING_S  # half of the round trips get through
+
+
+def changes(mesh: PathMesh) -> list[int]:
+    """How often each end has changed its path."""
+    found = [mesh.status(name) for name in ("a", "b")]
+    return [one["paths"]["changes"] for one in found if one is not None]
 
 
 def test_the_endpoint_in_wireguard_is_the_one_that_was_decided_on(mesh: PathMesh) -> None:

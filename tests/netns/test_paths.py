@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement
 import pytest
 
 from relayd.endpoints import Endpoint
-from tests.helpers.natlab import Ipv6, Nat
+from tests.helpers.natlab import Ipv6, Nat, Site
 from tests.helpers.netns import wait_until
 from tests.helpers.path_mesh import PORTS, PathMesh, Pings
 
@@ -53,7 +53,19 @@ def table() -> Iterator[dict[tuple[str, str], str]]:
     """What was found, for all pairings that were tried; printed in the end."""
     found: dict[tuple[str, str], str] = {}
     yield found
-    names = list(KINDS)
+    show(found, list(KINDS))
+
+
+@pytest.fixture(scope="module")
+def table6() -> Iterator[dict[tuple[str, str], str]]:
+    """The same over IPv6."""
+    found: dict[tuple[str, str], str] = {}
+    yield found
+    show(found, [one.value for one in (Ipv6.OPEN, Ipv6.FIREWALL, Ipv6.NONE)])
+
+
+def show(found: dict[tuple[str, str], str], names: list[str]) -> None:
+    """Print a table of pairings."""
     print("\n\n" + "".ljust(20) + "".join(name.ljust(20) for name in names))
     for a in names:
         print(a.ljust(20) + "".join((found.get((b, a)) or found.get((a, b), "")).ljust(20) for b in names))
@@ -94,17 +106,43 @@ def test_a_pairing_takes_the_path_that_theory_allows(
         assert result.most_copies() <= 2
 
 
-def test_over_ipv6_two_firewalls_open_to_each_other() -> None:
-    with PathMesh((Nat.SYMMETRIC,), (Nat.SYMMETRIC,), ipv6=Ipv6.FIREWALL) as mesh:
+def over_ipv6(ipv6: Ipv6, name: str) -> Site:
+    """A site whose IPv4 leads nowhere with another one like it."""
+    return Site(name, (Nat.UDP_BLOCKED if ipv6 is Ipv6.NONE else Nat.SYMMETRIC,), ipv6=ipv6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (Ipv6.OPEN, Ipv6.OPEN, "direct"),
+        (Ipv6.OPEN, Ipv6.FIREWALL, "direct"),
+        (Ipv6.FIREWALL, Ipv6.FIREWALL, "direct"),
+        (Ipv6.OPEN, Ipv6.NONE, "relay"),
+    ],
+    ids=lambda one: one.value if isinstance(one, Ipv6) else one,
+)
+def test_a_pairing_over_ipv6_takes_the_path_that_theory_allows(
+    a: Ipv6, b: Ipv6, expected: str, table6: dict[tuple[str, str], str]
+) -> None:
+    with PathMesh(over_ipv6(a, "a"), over_ipv6(b, "b")) as mesh:
         mesh.start_agents()
-        mesh.wait_up()
+        up_at = mesh.wait_up()
         pings = Pings(mesh)
-        mesh.wait_path("direct")
+        wait_until(pings.first_at, "a ping is answered")
+        if expected == "direct":
+            direct_at = mesh.wait_path("direct")
+            assert direct_at - up_at < DIRECT_S
+            table6[a.value, b.value] = f"direct {max(0.0, direct_at - up_at):.1f} s"
+            assert {str(mesh.endpoint(name)) for name in ("a", "b")} == {
+                str(Endpoint(mesh.internet.address(name, 6), PORTS[name])) for name in ("a", "b")
+            }
+        else:
+            time.sleep(max(0.0, up_at + RELAYED_FOR_S - time.time()))
+            assert {mesh.path(name) for name in ("a", "b")} == {"relay"}
+            table6[a.value, b.value] = "relay"
         result = pings.stop()
         assert result.lost() == []
-        assert {str(mesh.endpoint(name)) for name in ("a", "b")} == {
-            str(Endpoint(mesh.internet.address(name, 6), PORTS[name])) for name in ("a", "b")
-        }
+        assert result.most_copies() <= 2
 
 
 def test_two_hosts_behind_one_nat_meet_on_its_inside() -> None:
@@ -114,3 +152,17 @@ def test_two_hosts_behind_one_nat_meet_on_its_inside() -> None:
         mesh.wait_path("direct")
         endpoint = mesh.endpoint("a")
         assert endpoint == Endpoint(mesh.internet.lan_address("a", 1), PORTS["b"])
+
+
+def test_two_hosts_that_one_nat_keeps_apart_meet_by_its_hairpin() -> None:
+    """As on a wireless network that isolates its clients: the inner addresses lead nowhere."""
+    site = Site("a", (Nat.PORT_RESTRICTED,), hosts=2, hairpin=True, isolated=True, ipv6=Ipv6.NONE)
+    with PathMesh(site, one_site=True) as mesh:
+        mesh.start_agents()
+        mesh.wait_up()
+        pings = Pings(mesh)
+        mesh.wait_path("direct")
+        outer = mesh.internet.address("a")
+        assert mesh.endpoint("a") == Endpoint(outer, PORTS["b"])
+        assert mesh.endpoint("b") == Endpoint(outer, PORTS["a"])
+        assert pings.stop().lost() == []

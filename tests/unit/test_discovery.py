@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from relayd.agent.discovery.cloud import looks_like_aws
 from relayd.agent.discovery.gateway import Mapped
 from relayd.agent.discovery.keeper import REFRESH_S, Discovery
+from relayd.agent.discovery.stun_answers import Asked, StunAnswers
 from relayd.agent.discovery.stun_client import GIVE_UP_S, NoAnswerError, StunClient
 from relayd.agent.discovery.stun_look import Look
 from relayd.agent.discovery.stun_servers import Resolver, StunServer, usable
@@ -185,14 +186,13 @@ class Rig:
     def __init__(self, port: SharedPort, looks: list[Survey]) -> None:
         self.looks, self.looked_at = looks, list[float]()
         self.changes = 0
-        self.discovery = Discovery(port, StunClient(port), Sources(), changed=self._changed, look=self._look)
+        self.discovery = Discovery(port, Sources(), changed=self._changed, look=self._look)
+        self.discovery.heard(StunAnswers())
 
     def _changed(self) -> None:
         self.changes += 1
 
-    async def _look(
-        self, _port: SharedPort, _client: StunClient, _resolver: Resolver, sources: Sources
-    ) -> Survey:
+    async def _look(self, _port: SharedPort, _said: StunAnswers, sources: Sources) -> Survey:
         await trio.lowlevel.checkpoint()
         self.asked = sources
         self.looked_at.append(trio.current_time())
@@ -206,8 +206,10 @@ class Rig:
 @contextmanager
 def any_port() -> Iterator[SharedPort]:
     port = SharedPort(0, on_stun=lambda _: None, on_sealed=lambda _: None, raw=False)
-    yield port
-    port.close()
+    try:
+        yield port
+    finally:
+        port.close()
 
 
 async def test_stun_failing_keeps_what_was_known(autojump_clock: MockClock) -> None:
@@ -246,6 +248,7 @@ async def test_news_are_followed_at_once_and_a_lease_is_renewed_at_its_half(
             assert [round(at - begun) for at in rig.looked_at] == [0, 100]
             assert rig.discovery.published == MOVED
             rig.discovery.look_again()
+            rig.discovery.heard(StunAnswers())
             await trio.sleep(1)
             assert [round(at - begun) for at in rig.looked_at] == [0, 100, 101]
             nursery.cancel_scope.cancel()
@@ -266,6 +269,41 @@ async def test_what_a_reload_changes_is_looked_for_at_once(autojump_clock: MockC
             assert len(rig.looked_at) == 2
             nursery.cancel_scope.cancel()
         assert rig.asked == Sources(manual=(MOVED,), port_mapping=True, aws="never")
+
+
+def said(*ports: int) -> StunAnswers:
+    """What two servers saw."""
+    return StunAnswers(
+        asked=tuple(
+            Asked(server=Endpoint(SEEN.address, number), name="", mapped=Endpoint(SEEN.address, port))
+            for number, port in enumerate(ports, 1)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "news"),
+    [
+        ((7, 7), (7, 7), False),
+        ((7, 7), (8, 8), True),
+        ((7, 7), (7, 9), True),  # another NAT
+        ((7, 9), (100, 4000), False),  # what a symmetric one does
+        ((7, 7), (), True),
+    ],
+)
+async def test_answers_that_say_nothing_new_ask_for_no_look(
+    before: tuple[int, ...], after: tuple[int, ...], news: bool, autojump_clock: MockClock
+) -> None:
+    with any_port() as port:
+        rig = Rig(port, [found(finding(SEEN))])
+        rig.discovery.heard(said(*before))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(rig.discovery.run)
+            await trio.sleep(1)
+            rig.discovery.heard(said(*after))
+            await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        assert len(rig.looked_at) == (2 if news else 1)
 
 
 async def test_the_status_names_the_nat_the_endpoint_and_the_methods(autojump_clock: MockClock) -> None:

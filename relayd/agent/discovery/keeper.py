@@ -1,7 +1,8 @@
 """What an agent knows of how its host is reached: looked for at start, at a change, and now and then.
 
-A look takes seconds where somebody doesn't answer; nobody waits for it. What one look doesn't find out stays
-as it was known before, and a guess replaces nothing.
+It goes on from what STUN servers said just now (`own_addresses` asks them, each minute), and asks what takes
+longer. A look takes seconds where somebody doesn't answer; nobody waits for it. What one look doesn't find
+out stays as it was known before, and a guess replaces nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Literal
 
 import trio
 
-from relayd.agent.discovery.stun_client import StunClient
-from relayd.agent.discovery.stun_servers import Resolver, StunServer
+from relayd.agent.discovery.stun_answers import StunAnswers
+from relayd.agent.discovery.stun_servers import StunServer
 from relayd.agent.discovery.survey import Sources, Survey, survey
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
 from relayd.observe import log
 from relayd.paths.findings import Finding, renewed, to_publish
-from relayd.paths.nat_class import NatType, Verdict
+from relayd.paths.nat_class import Mapping, NatType, Verdict, mapping_of
 
 REFRESH_S = 600.0
 """Between two looks when nothing happened: what kind of NAT there is hardly ever changes."""
@@ -30,7 +31,7 @@ LEASE_PART = 0.5
 MIN_WAIT_S = 30.0
 """Between two looks that a short lease asks for."""
 
-Look = Callable[[SharedPort, StunClient, Resolver, Sources], Awaitable[Survey]]
+Look = Callable[[SharedPort, StunAnswers, Sources], Awaitable[Survey]]
 
 
 class Discovery:
@@ -39,19 +40,19 @@ class Discovery:
     def __init__(
         self,
         port: SharedPort,
-        client: StunClient,
         sources: Sources,
         *,
         changed: Callable[[], None],
-        resolver: Resolver | None = None,
         look: Look = survey,
     ) -> None:
-        """`port` is read by somebody, who gives `client` the STUN messages. `changed` is called when
-        findings or the NAT's kind did; it must not block. `look` is `survey`, or a test's."""
-        self._port, self._client, self._sources = port, client, sources
+        """`changed` is called when findings or the NAT's kind did; it must not block. `look` is `survey`, or
+        a test's."""
+        self._port, self._sources = port, sources
         self._changed, self._look = changed, look
-        self._resolver = resolver if resolver is not None else Resolver()
-        self._news = trio.Event()
+        self._said = StunAnswers()
+        self._wanted = True
+        """Whether the next answers are to be followed by a look, whatever they are."""
+        self._heard, self._news = trio.Event(), trio.Event()
         self.findings: list[Finding] = []
         """The most believable first."""
         self.published: Endpoint | None = None
@@ -62,8 +63,16 @@ class Discovery:
         self.problems: tuple[str, ...] = ()
 
     def look_again(self) -> None:
-        """Something happened: look at once."""
-        self._news.set()
+        """Something happened: look as soon as the STUN servers have been asked again."""
+        self._wanted = True
+
+    def heard(self, said: StunAnswers) -> None:
+        """The STUN servers were asked. What they say goes into the next look: that is now, if it is news."""
+        if self._wanted or _outline(said) != _outline(self._said):
+            self._wanted = False
+            self._news.set()
+        self._said = said
+        self._heard.set()
 
     def use_servers(self, servers: tuple[StunServer, ...]) -> None:
         """These are the STUN servers from now on."""
@@ -82,7 +91,7 @@ class Discovery:
         sources = replace(self._sources, manual=manual, port_mapping=port_mapping, aws=aws)
         if sources != self._sources:
             self._sources = sources
-            self.look_again()
+            self._news.set()  # what STUN servers say has nothing to do with it
 
     def nat(self, version: int = 4) -> NatType:
         """The NAT's kind."""
@@ -90,11 +99,12 @@ class Discovery:
         return verdict.nat if verdict is not None else NatType.UNKNOWN
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep it true until cancelled. Ready at once."""
+        """Keep it true until cancelled. Ready at once; the first look waits for the STUN servers."""
         task_status.started()
+        await self._heard.wait()
         while True:
             self._news = trio.Event()
-            found = await self._look(self._port, self._client, self._resolver, self._sources)
+            found = await self._look(self._port, self._said, self._sources)
             self._learn(found)
             wait_s = REFRESH_S
             if found.mapped is not None and found.mapped.lifetime_s:
@@ -142,3 +152,15 @@ class Discovery:
             ],
             "problems": list(self.problems),
         }
+
+
+def _outline(said: StunAnswers) -> object:
+    """What of some answers makes a look worth its while. A symmetric NAT gives out other ports each time."""
+    outline = []
+    for version in (4, 6):
+        seen = said.observations(version)
+        mapping = mapping_of(seen)
+        by_port = mapping in (Mapping.ADDRESS, Mapping.ADDRESS_AND_PORT)
+        places = frozenset(one.mapped.address if by_port else one.mapped for one in seen)
+        outline.append((mapping, places))
+    return outline

@@ -11,41 +11,24 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
 from relayd.agent.discovery.relay_probes import RelayProbes
+from relayd.agent.discovery.stun_answers import Address, Asked, StunAnswers
 from relayd.agent.discovery.stun_client import Answer, NoAnswerError, StunClient
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
 from relayd.netio.raw_udp import Datagram
 from relayd.observe import log
-from relayd.paths.nat_class import Filtering, Observation, Verdict, classify
+from relayd.paths.nat_class import Filtering, Verdict, classify
 from relayd.wire import stun
-
-Address = IPv4Address | IPv6Address
 
 LIFETIMES_S = (1, 2, 3, 5, 8, 13, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 """How long a mapping may be idle before it is tried whether it still is there. Each has a port of its own."""
 
 TRIES, LATE_S = 3, 0.4
 """An answer through a mapping that is there still has arrived by then, one of three."""
-
-PACE_S = 0.005
-"""Between two questions of a round: trio starts tasks in no particular order, and order tells."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One server's address, and what came of asking it."""
-
-    server: Endpoint
-    name: str
-    mapped: Endpoint | None = None
-    local: Address | None = None
-    round_trip_s: float | None = None
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,105 +87,45 @@ async def fresh_client(
 
 
 async def look(
-    client: StunClient,
+    said: StunAnswers,
     port: int,
-    servers: Sequence[tuple[str, Endpoint]],
     *,
     version: int,
     own: Collection[Address],
     lifetime_s: float = 0.0,
     probes: RelayProbes | None = None,
 ) -> Look:
-    """Ask `servers` (name, address), all of one IP version. `port` is the own one that `client` asks from.
+    """Go on from what servers `said` of WireGuard's `port`, over one IP version.
 
-    Each is asked at its second port too, where it names one, and at its second address. Raises nothing for
-    what the network does: it is in the result.
+    Raises nothing for what the network does: it is in the result.
     """
-    answers: dict[Endpoint, Answer] = {}
-    asked = await _ask_all(client, servers, answers)
-    more = [
-        (name, other)
-        for name, server in servers
-        if server in answers
-        for other in _others(server, answers[server])
-        if other not in dict(servers).values()
-    ]
-    asked += await _ask_all(client, list(dict.fromkeys(more)), answers)
-    observations = [Observation(one.server, one.mapped) for one in asked if one.mapped is not None]
+    asked = said.of_version(version)
+    answered = [one.server for one in asked if one.server in said.answers]
     filtering, by = Filtering.UNKNOWN, "no server that answered has a second port"
-    classic = [server for server in answers if answers[server].said.changed is not None]
-    for _name, server in servers:
-        if server not in answers:
-            continue
-        second = [one for one in _others(server, answers[server]) if one in answers]
-        if second:
+    for server in answered:
+        if second := said.elsewhere(server):
             filtering, by = await find_filtering(server, others=second)
             if filtering is not Filtering.UNKNOWN:
                 break
+    classic = [server for server in answered if said.answers[server].said.changed is not None]
     if filtering is Filtering.UNKNOWN and classic and version == 4:
         filtering, by = await _by_classic(classic[0])
-    if filtering is Filtering.UNKNOWN and probes is not None and answers and version == 4:
+    if filtering is Filtering.UNKNOWN and probes is not None and answered and version == 4:
         try:
-            filtering, by = await probes.find(next(iter(answers)))
+            filtering, by = await probes.find(answered[0])
         except OSError as error:
             by = f"the relay's probes: {error.strerror}"
     lifetime = None
-    if lifetime_s and answers:
-        lifetime = await find_lifetime(next(iter(answers)), lifetime_s)
+    if lifetime_s and answered:
+        lifetime = await find_lifetime(answered[0], lifetime_s)
     return Look(
         version=version,
         port=port,
         asked=asked,
-        verdict=classify(observations, filtering, own=own, port=port),
+        verdict=classify(said.observations(version), filtering, own=own, port=port),
         filtering_by=by,
         lifetime=lifetime,
     )
-
-
-async def _ask_all(
-    client: StunClient, servers: Sequence[tuple[str, Endpoint]], answers: dict[Endpoint, Answer]
-) -> list[Asked]:
-    """All at once, first sent first: a NAT that counts its ports up is seen counting."""
-    results: dict[int, Asked] = {}
-
-    async def one(number: int, name: str, server: Endpoint) -> None:
-        try:
-            answer = answers[server] = await client.ask(server)
-        except NoAnswerError as error:
-            results[number] = Asked(server=server, name=name, problem=str(error))
-        else:
-            results[number] = Asked(
-                server=server,
-                name=name,
-                mapped=answer.mapped,
-                local=answer.local,
-                round_trip_s=answer.round_trip_s,
-            )
-
-    async with trio.open_nursery() as nursery:
-        for number, (name, server) in enumerate(servers):
-            nursery.start_soon(one, number, name, server)
-            await trio.sleep(PACE_S)
-    return [results[number] for number in range(len(servers))]
-
-
-def _others(server: Endpoint, answer: Answer) -> list[Endpoint]:
-    """Where else the server can be asked: its second port, its second address, both.
-
-    Its word for its second address is taken only when that is as global as the one that was asked: a server
-    that is itself behind a NAT names an address of its own network.
-    """
-    other = answer.said.other
-    if other is None or other.port == server.port or not other.port:
-        return []
-    second = [Endpoint(server.address, other.port)]
-    if (
-        other.address == server.address
-        or other.address.version != server.address.version
-        or other.address.is_global != server.address.is_global
-    ):
-        return second
-    return [*second, Endpoint(other.address, server.port), other]
 
 
 async def find_filtering(server: Endpoint, *, others: Sequence[Endpoint]) -> tuple[Filtering, str]:

@@ -16,14 +16,13 @@ import trio
 from relayd.agent.discovery.cloud import NoMetadataError, aws_public_address, looks_like_aws
 from relayd.agent.discovery.gateway import Mapped, NoMappingError, map_port
 from relayd.agent.discovery.relay_probes import RelayProbes
-from relayd.agent.discovery.stun_client import StunClient
+from relayd.agent.discovery.stun_answers import StunAnswers
 from relayd.agent.discovery.stun_look import Look, look
-from relayd.agent.discovery.stun_servers import Resolver, StunServer
+from relayd.agent.discovery.stun_servers import StunServer
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.kernel.addresses import HostAddress, default_gateways, host_addresses
-from relayd.observe import log
 from relayd.paths.findings import Finding, Method, in_order
 
 
@@ -77,12 +76,11 @@ class _Notes:
     mapped: Mapped | None = None
 
 
-async def survey(port: SharedPort, client: StunClient, resolver: Resolver, sources: Sources) -> Survey:
-    """Find out all of it; some seconds, where nobody answers. Nothing the network does makes it fail.
-
-    `port` is being read, and gives `client` the STUN messages that come in.
+async def survey(port: SharedPort, said: StunAnswers, sources: Sources) -> Survey:
+    """Find out all of it, by what STUN servers `said` just now; some seconds, where nobody answers. Nothing
+    the network does makes it fail.
     """
-    notes, now = _Notes(), trio.current_time()
+    notes, now = _Notes(problems=list(said.problems)), trio.current_time()
     try:
         addresses = await host_addresses()
     except HostError as error:
@@ -93,7 +91,7 @@ async def survey(port: SharedPort, client: StunClient, resolver: Resolver, sourc
         for one in sources.manual
     ]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_ask_stun, port, client, resolver, sources, addresses, notes)
+        nursery.start_soon(_learn_from_stun, port, said, sources, addresses, notes)
         if port.wireguard_port and (sources.aws == "always" or (sources.aws == "auto" and looks_like_aws())):
             nursery.start_soon(_ask_aws, port.wireguard_port, notes)
     if sources.port_mapping and port.wireguard_port and _behind_nat(notes, addresses):
@@ -111,47 +109,25 @@ async def survey(port: SharedPort, client: StunClient, resolver: Resolver, sourc
     )
 
 
-async def _ask_stun(
-    port: SharedPort,
-    client: StunClient,
-    resolver: Resolver,
-    sources: Sources,
-    addresses: Sequence[HostAddress],
-    notes: _Notes,
+async def _learn_from_stun(
+    port: SharedPort, said: StunAnswers, sources: Sources, addresses: Sequence[HostAddress], notes: _Notes
 ) -> None:
-    targets: list[tuple[str, Endpoint]] = []
-    found: dict[StunServer, list[Endpoint]] = {}
-
-    async def resolve(server: StunServer) -> None:
-        try:
-            found[server] = await resolver.resolve(server)
-        except OSError as error:
-            notes.problems.append(f"STUN server {server}: {error}")
-
-    async with trio.open_nursery() as nursery:
-        for server in sources.servers:
-            nursery.start_soon(resolve, server)
-    for server in sources.servers:
-        targets += [(str(server), endpoint) for endpoint in found.get(server, ())]
     own = {one.address for one in addresses}
 
     async def one(version: int) -> None:
-        of_version = [target for target in targets if target[1].address.version == version]
-        if not of_version:
-            return
-        result = notes.looks[version] = await look(
-            client,
+        notes.looks[version] = await look(
+            said,
             port.port_of(version),
-            of_version,
             version=version,
             own=own,
             lifetime_s=sources.lifetime_s,
             probes=sources.probes,
         )
-        told = [asked for asked in result.asked if asked.mapped is not None]
-        for asked in told:
-            assert asked.mapped is not None
-            notes.findings.append(
+
+    async with trio.open_nursery() as nursery:
+        for version in (4, 6):
+            told = said.seen(version)
+            notes.findings += [
                 Finding(
                     method=Method.STUN,
                     endpoint=asked.mapped,
@@ -160,17 +136,13 @@ async def _ask_stun(
                     estimated=port.estimated,
                     found_at=trio.current_time(),
                 )
-            )
-        if not told:
-            notes.failed.add((Method.STUN, version))
-            log.get().debug("stun.unanswered", version=version, servers=[str(one) for _, one in of_version])
-
-    if sources.servers:
-        for version in {4, 6} - {target[1].address.version for target in targets}:
-            notes.failed.add((Method.STUN, version))
-    async with trio.open_nursery() as nursery:
-        for version in port.versions:
-            nursery.start_soon(one, version)
+                for asked in told
+                if asked.mapped is not None
+            ]
+            if not told and sources.servers:
+                notes.failed.add((Method.STUN, version))
+            if said.of_version(version):
+                nursery.start_soon(one, version)
 
 
 async def _ask_aws(port: int, notes: _Notes) -> None:

@@ -168,6 +168,7 @@ class Internet:
             place.site.nats[layer],
             outside=place.outside_of(layer),
             hairpin=place.site.hairpin and layer == 0,
+            isolated=place.site.isolated and layer == 0,
             wall6=place.site.ipv6 is Ipv6.FIREWALL and layer == len(place.site.nats) - 1,
             remake=remake,
         )

@@ -51,8 +51,9 @@ class Site:
     None at all: the host itself holds the public address.
 
     With `hosts` 2 there is a second one, called NAME2, and so on. `hairpin`: hosts behind the innermost NAT
-    reach each other by their public addresses too (RFC 4787, REQ-9). `udp_timeout_s`: how long conntrack
-    keeps a mapping; it counts from the last packet either way.
+    reach each other by their public addresses too (RFC 4787, REQ-9). `isolated`: and not by their own ones,
+    as many a wireless network has it. `udp_timeout_s`: how long conntrack keeps a mapping; it counts from
+    the last packet either way.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Site:
     hosts: int = 1
     ipv6: Ipv6 = Ipv6.FIREWALL
     hairpin: bool = False
+    isolated: bool = False
     udp_timeout_s: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,11 +72,18 @@ class Site:
 
 
 def router_rules(
-    nat: Nat, *, outside: IPv4Address, hairpin: bool = False, wall6: bool = False, remake: bool = False
+    nat: Nat,
+    *,
+    outside: IPv4Address,
+    hairpin: bool = False,
+    isolated: bool = False,
+    wall6: bool = False,
+    remake: bool = False,
 ) -> str:
     """nftables rules of a router whose uplink is `wan`, with the address `outside`; its downlinks are `lan*`.
 
-    `wall6`: IPv6 lets only answers in. `remake`: replace the rules of before.
+    `isolated`: between downlinks only a hairpin leads. `wall6`: IPv6 lets only answers in. `remake`: replace
+    the rules of before.
     """
     into, out, note = "", "masquerade", ""
     if nat in (Nat.FULL_CONE, Nat.ADDRESS_RESTRICTED) or hairpin:
@@ -134,11 +143,15 @@ table ip nat {{
 table inet wall {{
     chain forward {{ type filter hook forward priority filter
         {"meta l4proto udp drop" if nat is Nat.UDP_BLOCKED else ""}
+        {ISOLATED if isolated else ""}
         {WALL6 if wall6 else ""}
     }}
 }}
 """
 
+
+ISOLATED = """iifname "lan*" oifname "lan*" ct status dnat accept
+        iifname "lan*" oifname "lan*" drop"""
 
 WALL6 = """meta nfproto ipv4 accept
         ct state established,related accept
