@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from math import inf
 from typing import Protocol
 
 from relayd.agent.discovery.keeper import Discovery
@@ -88,6 +89,7 @@ class DirectPaths:
             Sources(
                 servers=servers,
                 manual=config.endpoints,
+                measure_lifetime=config.measure_nat_lifetime,
                 port_mapping=config.port_mapping,
                 aws=config.aws_metadata,
                 probes=RelayProbes(lambda: link.relay_endpoint, self._ask_to_be_probed),
@@ -103,6 +105,7 @@ class DirectPaths:
             connected=lambda: link.connected,
             only=config.candidate_interfaces,
             hold_s=config.nat_hold_s,
+            demanded_s=self.discovery.hold_s,
             wanted=self.prober.is_searching,
             resolver=Resolver(),
             more=self._more,
@@ -116,7 +119,12 @@ class DirectPaths:
 
     def use(self, config: AgentConfig) -> None:
         """What can change while it runs, but for the servers, which are the mesh's too."""
-        self.discovery.ask(manual=config.endpoints, port_mapping=config.port_mapping, aws=config.aws_metadata)
+        self.discovery.ask(
+            manual=config.endpoints,
+            port_mapping=config.port_mapping,
+            aws=config.aws_metadata,
+            measure_lifetime=config.measure_nat_lifetime,
+        )
         self.addresses.take(only=config.candidate_interfaces, hold_s=config.nat_hold_s)
 
     def use_servers(self, texts: Iterable[str]) -> None:
@@ -156,6 +164,7 @@ class DirectPaths:
                 "step": prediction.step,
                 "count": prediction.count,
             },
+            "hold_s": None if local.hold_s == inf else local.hold_s,
             "messages": dict(self.prober.counts),
             "late_packets": dict(self.reinjector.counts),
         }

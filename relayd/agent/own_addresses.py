@@ -33,10 +33,6 @@ REFRESH_S = 60.0
 SETTLE_S = 0.1
 """After news from the kernel, for those that come with them."""
 
-HOLD_S = 10.0
-"""Between two datagrams that hold a NAT's mapping: the shortest-lived in the field are gone after 20 to 30
-s."""
-
 COUNT_EVERY_S = 5.0
 """As often as a pair is checked at most; others' flows through the NAT count too, but not by dozens
 meanwhile."""
@@ -58,7 +54,8 @@ class OwnAddresses:
         port: Callable[[], int],
         connected: Callable[[], bool],
         only: Collection[str] = (),
-        hold_s: float = HOLD_S,
+        hold_s: float,
+        demanded_s: Callable[[float, bool], float] = lambda hold_s, behind_nat: hold_s if behind_nat else inf,
         more: Callable[[], Sequence[Candidate]] = list,
         moved: Callable[[], None] = lambda: None,
         wanted: Callable[[], bool] = lambda: False,
@@ -70,15 +67,17 @@ class OwnAddresses:
         addresses: Callable[[], Awaitable[list[HostAddress]]] = host_addresses,
     ) -> None:
         """`interface` is WireGuard's, whose own addresses don't count. `port`: what WireGuard listens on now.
-        `connected`: whether the relay is. `only`: the interfaces that count; empty: all that aren't
-        virtual. `more`: candidates that others found out, by a gateway's port mapping for one. `moved` is
-        called when an own address came or went. `wanted`: whether a prediction of a NAT's next port is of
-        use to anybody now. `asked` is told what STUN servers said, each time. `versions`: of IP, that
-        `client` can send with. `fresh` gives a client on a port of its own."""
+        `connected`: whether the relay is. `only`: the interfaces that count; empty: all that aren't virtual.
+        `hold_s`: how often a NAT's mapping is held. `demanded_s` has the last word on how often an idle path
+        needs a datagram, of that and of whether there is a NAT. `more`: candidates that others found out, by
+        a gateway's port mapping for one. `moved` is called when an own address came or went. `wanted`:
+        whether a prediction of a NAT's next port is of use to anybody now. `asked` is told what STUN servers
+        said, each time. `versions`: of IP, that `client` can send with. `fresh` gives a client on a port of
+        its own."""
         self._more, self._moved, self._asked, self._versions = more, moved, asked, tuple(versions)
         self._interface, self._client, self._servers = interface, client, tuple(servers)
         self._publish, self._port, self._connected, self._only = publish, port, connected, only
-        self._hold_s, self._wanted, self._fresh = hold_s, wanted, fresh
+        self._hold_s, self._demanded_s, self._wanted, self._fresh = hold_s, demanded_s, wanted, fresh
         self._resolver = resolver if resolver is not None else Resolver()
         self._watch, self._addresses = watch, addresses
         self._news = trio.Event()
@@ -238,7 +237,7 @@ class OwnAddresses:
             candidates=tuple(
                 chosen([*self._hosts, *self._more(), *(mapped[:1] if self.symmetric else mapped)])
             ),
-            hold_s=self._hold_s if behind_nat else inf,
+            hold_s=self._demanded_s(self._hold_s, behind_nat),
             prediction=self._prediction,
         )
         self._publish(self.local, moved=moved)

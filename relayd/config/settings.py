@@ -279,6 +279,12 @@ AGENT = Role(
             "between two datagrams on an idle direct path behind a NAT, to hold its mapping",
             live=True,
         ),
+        _paths(
+            "measure_nat_lifetime",
+            kinds.SWITCH,
+            "find out for how long the NAT keeps an idle mapping, and hold by that; takes a minute",
+            live=True,
+        ),
         _timing("keepalive_s", _DURATION, "between two signs of life to the relay", live=True),
         _timing("echo_s", _DURATION, "between two asks whether the relay lives", live=True),
         _timing("dial_timeout_s", _DURATION, "for one attempt to reach the relay", live=True),

@@ -61,7 +61,7 @@ class Local:
     candidates: tuple[Candidate, ...] = ()
     shares_port: bool = True
     hold_s: float = 10.0
-    """Between two datagrams that keep a NAT's mapping alive; inf: there is no NAT in front of us."""
+    """Between two datagrams that keep a NAT's mapping alive, or a firewall open (`keepalive.hold_s`)."""
 
     own: frozenset[IPv4Address | IPv6Address] = frozenset()
     """All addresses of this host, those in the tunnel too: nobody may send our Pings there."""

@@ -1,5 +1,5 @@
 """When a direct path gets its next Ping: often while it is in use, at once when it is in doubt, seldom when
-idle."""
+idle, and never where nothing has to be held open."""
 
 from __future__ import annotations
 
@@ -22,6 +22,26 @@ DOUBT_S = 0.3
 DOUBT_FOR_S = 10.0
 """What isn't decided after so long in doubt waits for the next read of the kernel: an agent that is gone for
 good must not keep us busy."""
+
+FIREWALL_HOLD_S = 25.0
+"""Between two datagrams on an idle path with no NAT in front of us, for the firewall that may be there: as
+WireGuard's own persistent keepalive is set by custom. Conntrack forgets after 30 s at the earliest."""
+
+MIN_HOLD_S = 2.0
+"""Behind a NAT that forgets sooner than twice that, a path can't be held."""
+
+
+def hold_s(*, behind_nat: bool, filtered: bool, wanted_s: float, alive_s: float | None) -> float:
+    """Seconds between two datagrams on an idle direct path; inf: nothing has to be held.
+
+    `filtered`: whether strangers may be kept out; `wanted_s`: by the configuration, behind a NAT; `alive_s`:
+    for so long an idle mapping was seen to live. Half of it has room for one that is lost.
+    """
+    if not behind_nat:
+        return FIREWALL_HOLD_S if filtered else inf
+    if alive_s is None:
+        return wanted_s
+    return min(FIREWALL_HOLD_S, max(MIN_HOLD_S, alive_s / 2))
 
 
 class Beat:

@@ -150,6 +150,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
                 {"endpoint": "203.0.113.5:51820", "type": "srflx", "priority": 1694498559, "found": "STUN"}
             ],
             "prediction": None,
+            "hold_s": 10.0,
             "messages": {"by relay": 12, "directly": 40, "unsent: Network is unreachable": 2},
             "late_packets": {"handed over": 3},
         },
@@ -157,6 +158,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
             "nat": {"ipv4": "port-restricted-cone", "ipv6": "open"},
             "endpoint": "203.0.113.5:51820",
             "estimated": False,
+            "mapping_lifetime_s": None,
             "findings": [{"endpoint": "203.0.113.5:51820", "method": "stun", "source": "198.51.100.1:3478"}],
             "problems": [],
         },

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,18 @@ from trio.testing import MockClock
 
 from relayd.agent.discovery.cloud import looks_like_aws
 from relayd.agent.discovery.gateway import Mapped
-from relayd.agent.discovery.keeper import REFRESH_S, Discovery
+from relayd.agent.discovery.keeper import LIFETIME_S, REFRESH_S, Discovery, Measure
 from relayd.agent.discovery.stun_answers import Asked, StunAnswers
 from relayd.agent.discovery.stun_client import GIVE_UP_S, NoAnswerError, StunClient
-from relayd.agent.discovery.stun_look import Look
+from relayd.agent.discovery.stun_look import Lifetime, Look, find_lifetime
 from relayd.agent.discovery.stun_servers import Resolver, StunServer, usable
 from relayd.agent.discovery.survey import Sources, Survey, is_outside
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
 from relayd.netio.raw_udp import Address, Datagram
 from relayd.paths.findings import Finding, Method
-from relayd.paths.nat_class import NatType, Verdict
+from relayd.paths.keepalive import FIREWALL_HOLD_S
+from relayd.paths.nat_class import Filtering, NatType, Verdict
 from relayd.wire import stun
 
 SERVER = Endpoint.parse("198.51.100.1:3478")
@@ -183,10 +185,13 @@ def found(*findings: Finding, nat: NatType = NatType.CONE, failed: bool = False,
 class Rig:
     """A Discovery whose looks come from a list; the last one again and again."""
 
-    def __init__(self, port: SharedPort, looks: list[Survey]) -> None:
+    def __init__(self, port: SharedPort, looks: list[Survey], *, measure: Measure | None = None) -> None:
         self.looks, self.looked_at = looks, list[float]()
         self.changes = 0
-        self.discovery = Discovery(port, Sources(), changed=self._changed, look=self._look)
+        sources = Sources(measure_lifetime=measure is not None)
+        self.discovery = Discovery(
+            port, sources, changed=self._changed, look=self._look, measure=measure or find_lifetime
+        )
         self.discovery.heard(StunAnswers())
 
     def _changed(self) -> None:
@@ -261,10 +266,10 @@ async def test_what_a_reload_changes_is_looked_for_at_once(autojump_clock: MockC
         async with trio.open_nursery() as nursery:
             await nursery.start(rig.discovery.run)
             await trio.sleep(1)
-            rig.discovery.ask(manual=(), port_mapping=False, aws="auto")  # as it was
+            rig.discovery.ask(manual=(), port_mapping=False, aws="auto", measure_lifetime=False)  # as it was
             await trio.sleep(1)
             assert len(rig.looked_at) == 1
-            rig.discovery.ask(manual=(MOVED,), port_mapping=True, aws="never")
+            rig.discovery.ask(manual=(MOVED,), port_mapping=True, aws="never", measure_lifetime=False)
             await trio.sleep(1)
             assert len(rig.looked_at) == 2
             nursery.cancel_scope.cancel()
@@ -304,6 +309,57 @@ async def test_answers_that_say_nothing_new_ask_for_no_look(
             await trio.sleep(1)
             nursery.cancel_scope.cancel()
         assert len(rig.looked_at) == (2 if news else 1)
+
+
+async def test_a_mapping_lives_as_long_as_was_measured_and_is_held_by_that(autojump_clock: MockClock) -> None:
+    measured = []
+
+    async def measure(server: Endpoint, most_s: float) -> Lifetime | None:
+        await trio.sleep(most_s)
+        measured.append(server)
+        return Lifetime(13.0, 20.0) if len(measured) > 1 else None  # at first the server falls silent
+
+    def nat(mapped: Endpoint) -> Survey:
+        verdict = Verdict(nat=NatType.CONE, mapped=mapped, translated=True)
+        return Survey(port=51820, looks=(Look(version=4, port=51820, verdict=verdict),))
+
+    other = Endpoint.parse("203.0.113.77:51820")
+    with any_port() as port:
+        rig = Rig(port, [nat(SEEN), nat(SEEN), nat(other)], measure=measure)
+        discovery = rig.discovery
+        discovery.heard(said(SEEN.port))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(discovery.run)
+            await trio.sleep(LIFETIME_S + 1)
+            assert discovery.hold_s(10.0, True) == 10.0
+            await trio.sleep(REFRESH_S)
+            assert len(measured) == 2
+            assert discovery.hold_s(10.0, True) == 6.5
+            assert discovery.status()["mapping_lifetime_s"] == {"alive": 13.0, "gone": 20.0}
+            await trio.sleep(REFRESH_S)  # another outer address, another NAT
+            assert len(measured) == 3
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("filtering", "held"),
+    [
+        (Filtering.INDEPENDENT, False),
+        (Filtering.NOT_BY_PORT, False),
+        (Filtering.ADDRESS_AND_PORT, True),
+        (Filtering.UNKNOWN, True),
+    ],
+)
+async def test_without_a_nat_a_path_is_held_for_a_firewall_that_may_be_there(
+    filtering: Filtering, held: bool, autojump_clock: MockClock
+) -> None:
+    verdict = Verdict(nat=NatType.OPEN, mapped=SEEN, filtering=filtering)
+    survey = Survey(port=51820, looks=(Look(version=4, port=51820, verdict=verdict),))
+    with any_port() as port:
+        rig = Rig(port, [survey])
+        assert rig.discovery.hold_s(10.0, False) == FIREWALL_HOLD_S  # nothing is known yet
+        await rig.after(1)
+        assert rig.discovery.hold_s(10.0, False) == (FIREWALL_HOLD_S if held else inf)
 
 
 async def test_the_status_names_the_nat_the_endpoint_and_the_methods(autojump_clock: MockClock) -> None:

@@ -82,6 +82,7 @@ class World:
             connected=lambda: True,
             watch=self.watch,
             addresses=self.host_addresses,
+            hold_s=10.0,
         )
 
 
@@ -210,6 +211,7 @@ async def test_what_others_found_out_is_told_too_and_they_hear_of_a_move(
         connected=lambda: True,
         watch=world.watch,
         addresses=world.host_addresses,
+        hold_s=10.0,
         more=lambda: more,
         moved=lambda: moves.append(trio.current_time()),
     )
@@ -245,6 +247,7 @@ async def test_g15_names_that_dns_does_not_answer_for_cost_their_seconds_once(
         connected=lambda: True,
         watch=world.watch,
         addresses=world.host_addresses,
+        hold_s=10.0,
         resolver=Resolver(dead),
     )
     await nursery.start(made.run)

@@ -13,14 +13,16 @@ from typing import Literal
 
 import trio
 
-from relayd.agent.discovery.stun_answers import StunAnswers
+from relayd.agent.discovery.stun_answers import Address, StunAnswers
+from relayd.agent.discovery.stun_look import Lifetime, find_lifetime
 from relayd.agent.discovery.stun_servers import StunServer
 from relayd.agent.discovery.survey import Sources, Survey, survey
 from relayd.agent.shared_port import SharedPort
 from relayd.endpoints import Endpoint
 from relayd.observe import log
 from relayd.paths.findings import Finding, renewed, to_publish
-from relayd.paths.nat_class import Mapping, NatType, Verdict, mapping_of
+from relayd.paths.keepalive import hold_s
+from relayd.paths.nat_class import Filtering, Mapping, NatType, Verdict, mapping_of
 
 REFRESH_S = 600.0
 """Between two looks when nothing happened: what kind of NAT there is hardly ever changes."""
@@ -31,6 +33,14 @@ LEASE_PART = 0.5
 MIN_WAIT_S = 30.0
 """Between two looks that a short lease asks for."""
 
+LIFETIME_S = 60.0
+"""Lifetimes are tried up to this: a path is held every 25 s at least in any case."""
+
+_LETS_IN = (Filtering.INDEPENDENT, Filtering.NOT_BY_PORT)
+"""Who has no NAT and lets in what comes from another port has no firewall either: none filters by address
+alone."""
+
+Measure = Callable[[Endpoint, float], Awaitable[Lifetime | None]]
 Look = Callable[[SharedPort, StunAnswers, Sources], Awaitable[Survey]]
 
 
@@ -44,11 +54,12 @@ class Discovery:
         *,
         changed: Callable[[], None],
         look: Look = survey,
+        measure: Measure = find_lifetime,
     ) -> None:
-        """`changed` is called when findings or the NAT's kind did; it must not block. `look` is `survey`, or
-        a test's."""
+        """`changed` is called when findings or the NAT's kind did; it must not block. `look` and
+        `measure` are `survey` and `find_lifetime`, or a test's."""
         self._port, self._sources = port, sources
-        self._changed, self._look = changed, look
+        self._changed, self._look, self._measure = changed, look, measure
         self._said = StunAnswers()
         self._wanted = True
         """Whether the next answers are to be followed by a look, whatever they are."""
@@ -61,6 +72,10 @@ class Discovery:
         self.verdicts: dict[int, Verdict] = {}
         """What kind of NAT there is, by IP version; the last that was found out."""
         self.problems: tuple[str, ...] = ()
+        self.lifetime: Lifetime | None = None
+        """How long the IPv4 NAT keeps an idle mapping, if that was asked for and found out."""
+        self._measured: Address | None = None
+        """The NAT's outer address that it was found out for, or is being."""
 
     def look_again(self) -> None:
         """Something happened: look as soon as the STUN servers have been asked again."""
@@ -86,12 +101,32 @@ class Discovery:
         manual: tuple[Endpoint, ...],
         port_mapping: bool,
         aws: Literal["auto", "always", "never"],
+        measure_lifetime: bool,
     ) -> None:
         """Ask these from now on: see Sources."""
-        sources = replace(self._sources, manual=manual, port_mapping=port_mapping, aws=aws)
+        sources = replace(
+            self._sources,
+            manual=manual,
+            port_mapping=port_mapping,
+            aws=aws,
+            measure_lifetime=measure_lifetime,
+        )
+        if not measure_lifetime:
+            self.lifetime = self._measured = None
         if sources != self._sources:
             self._sources = sources
             self._news.set()  # what STUN servers say has nothing to do with it
+
+    def hold_s(self, wanted_s: float, behind_nat: bool) -> float:
+        """How often an idle direct path needs a datagram; inf: never. `wanted_s`: as configured, behind a
+        NAT."""
+        told = [verdict.filtering for verdict in self.verdicts.values() if verdict.mapped is not None]
+        return hold_s(
+            behind_nat=behind_nat,
+            filtered=not told or any(one not in _LETS_IN for one in told),
+            wanted_s=wanted_s,
+            alive_s=self.lifetime.alive_s if self.lifetime is not None else None,
+        )
 
     def nat(self, version: int = 4) -> NatType:
         """The NAT's kind."""
@@ -102,15 +137,38 @@ class Discovery:
         """Keep it true until cancelled. Ready at once; the first look waits for the STUN servers."""
         task_status.started()
         await self._heard.wait()
-        while True:
-            self._news = trio.Event()
-            found = await self._look(self._port, self._said, self._sources)
-            self._learn(found)
-            wait_s = REFRESH_S
-            if found.mapped is not None and found.mapped.lifetime_s:
-                wait_s = min(wait_s, max(MIN_WAIT_S, found.mapped.lifetime_s * LEASE_PART))
-            with trio.move_on_after(wait_s):
-                await self._news.wait()
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._news = trio.Event()
+                found = await self._look(self._port, self._said, self._sources)
+                self._learn(found)
+                if self._sources.measure_lifetime:
+                    nursery.start_soon(self._find_lifetime)
+                wait_s = REFRESH_S
+                if found.mapped is not None and found.mapped.lifetime_s:
+                    wait_s = min(wait_s, max(MIN_WAIT_S, found.mapped.lifetime_s * LEASE_PART))
+                with trio.move_on_after(wait_s):
+                    await self._news.wait()
+
+    async def _find_lifetime(self) -> None:
+        """Once for each outer address, which takes LIFETIME_S; again after the next look if nobody could
+        tell."""
+        verdict, seen = self.verdicts.get(4), self._said.seen(4)
+        if verdict is None or verdict.mapped is None or not verdict.translated or not seen:
+            return
+        if self._measured == verdict.mapped.address:
+            return
+        mine = self._measured = verdict.mapped.address
+        self.lifetime = None
+        found = await self._measure(seen[0].server, LIFETIME_S)
+        if self._measured != mine:
+            return  # the address is another one now
+        if found is None:
+            self._measured = None
+            return
+        self.lifetime = found
+        log.get().info("nat.lifetime", alive_s=found.alive_s, gone_s=found.dead_s)
+        self._changed()
 
     def _learn(self, found: Survey) -> None:
         before = [one.endpoint for one in self.findings], self.published, dict(self.verdicts)
@@ -150,6 +208,9 @@ class Discovery:
                 {"endpoint": str(one.endpoint), "method": one.method.value, "source": one.source}
                 for one in self.findings
             ],
+            "mapping_lifetime_s": None
+            if self.lifetime is None
+            else {"alive": self.lifetime.alive_s, "gone": self.lifetime.dead_s},
             "problems": list(self.problems),
         }
 

@@ -37,6 +37,8 @@ class Sources:
     """A relay that sends NAT probes, for when no STUN server tells of filtering."""
     lifetime_s: float = 0.0
     """Find out how long a mapping lives, up to this; 0: don't."""
+    measure_lifetime: bool = False
+    """Likewise, but by `keeper`, while what else was found out is in use already."""
     port_mapping: bool = False
     """Have the gateway map WireGuard's port, where there is a NAT."""
     aws: Literal["auto", "always", "never"] = "auto"
