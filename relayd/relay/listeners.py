@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from relayd.config import RelayConfig
@@ -49,7 +50,8 @@ def open_listeners(config: RelayConfig, passed: Sequence[Passed], stack: context
 def pair_udp(
     udp: Sequence[socket.socket], second_port: int | None, stack: contextlib.ExitStack
 ) -> list[Pair]:
-    """Give each UDP socket one on a second port of the same address, for RFC 5780; `stack` closes those made.
+    """Give each UDP socket one on a second port of the same address, for RFC 5780, and where there are two
+    addresses those of the other one; `stack` closes those made.
 
     `second_port` 0: the next one; None: none. One that was passed is taken. That it can't be had is told, and
     no reason not to run: plain STUN goes on without.
@@ -61,7 +63,26 @@ def pair_udp(
     for first, *more in by_address.values():
         second = more[0] if more else _second(first, second_port, stack)
         pairs += [Pair(first, second), *(Pair(sock) for sock in more[1:])]
-    return pairs
+    return _with_second_addresses(pairs)
+
+
+def _with_second_addresses(pairs: Sequence[Pair]) -> list[Pair]:
+    """Tell pairs of two addresses with the same two ports of each other: the first two of each IP version.
+
+    Not where a socket is bound to all addresses: which of them others reach, nobody has said."""
+    found = list(pairs)
+    by_ports: dict[tuple[int, ...], list[int]] = {}
+    for at, pair in enumerate(pairs):
+        one = Endpoint.of_socket(pair.first.getsockname())
+        if pair.second is not None and not one.address.is_unspecified:
+            ports = (one.address.version, one.port, pair.second.getsockname()[1])
+            by_ports.setdefault(ports, []).append(at)
+    for first, *more in by_ports.values():
+        for here, there in ((first, more[0]), (more[0], first)) if more else ():
+            other = pairs[there]
+            if other.second is not None:
+                found[here] = replace(found[here], elsewhere=(other.first, other.second))
+    return found
 
 
 def _second(first: socket.socket, wanted: int | None, stack: contextlib.ExitStack) -> socket.socket | None:

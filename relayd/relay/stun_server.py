@@ -53,6 +53,17 @@ class Pair:
 
     first: socket.socket
     second: socket.socket | None = None
+    elsewhere: tuple[socket.socket, socket.socket] | None = None
+    """The same two ports of a second address, which has a pair of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """From where else than the socket that was asked an answer can come (RFC 5780, section 6.1)."""
+
+    port: socket.socket | None
+    address: socket.socket | None = None
+    both: socket.socket | None = None
 
 
 class StunServer:
@@ -68,10 +79,10 @@ class StunServer:
         """Answers sent, and datagrams that were not answered, by reason."""
         self._sockets: list[_Socket] = []
         for pair in pairs:
-            one = _Socket(self, pair.first, pair.second)
-            self._sockets.append(one)
+            first, second = pair.elsewhere if pair.elsewhere is not None else (None, None)
+            self._sockets.append(_Socket(self, pair.first, _Others(pair.second, first, second)))
             if pair.second is not None:
-                self._sockets.append(_Socket(self, pair.second, pair.first))
+                self._sockets.append(_Socket(self, pair.second, _Others(pair.first, second, first)))
         for one in self._sockets:
             poller.add(one.sock.fileno(), one.on_event)
 
@@ -103,10 +114,13 @@ class StunServer:
 class _Socket:
     """One socket's requests."""
 
-    def __init__(self, server: StunServer, sock: socket.socket, other: socket.socket | None) -> None:
-        self.sock, self._server, self._other = sock, server, other
+    def __init__(self, server: StunServer, sock: socket.socket, others: _Others) -> None:
+        self.sock, self._server, self._others = sock, server, others
         self.port: int = sock.getsockname()[1]
+        other = others.port
         self._other_port: int | None = other.getsockname()[1] if other is not None else None
+        self._elsewhere = Endpoint.of_socket(others.both.getsockname()) if others.both is not None else None
+        """Second address and port; None: there is one address."""
         self._v6 = sock.family == socket.AF_INET6
         if self._v6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
@@ -184,13 +198,20 @@ class _Socket:
         return True
 
     def _make_tail(self, local: bytes) -> bytes:
-        if self._other_port is None:
+        other = self._other_for(_address(local))
+        if other is None:
             tail = b""
         else:
-            value = stun.encode_address(Endpoint(_address(local), self._other_port))
+            value = stun.encode_address(other)
             tail = struct.pack("!HH", stun.OTHER_ADDRESS, len(value)) + value
         self._tails[local] = tail  # one for each own address that somebody reaches
         return tail
+
+    def _other_for(self, local: IPv4Address | IPv6Address) -> Endpoint | None:
+        """OTHER-ADDRESS for who asked at `local`."""
+        if self._elsewhere is not None or self._other_port is None:
+            return self._elsewhere
+        return Endpoint(local, self._other_port)
 
     def _slow(self, slot: int) -> bool:
         """Answer any other datagram. Whether there is an answer."""
@@ -202,7 +223,7 @@ class _Socket:
         local_at = slot * slots.info_bytes + slots.local_at
         local = Endpoint(_address(bytes(slots.infos[local_at : local_at + slots.address_bytes])), self.port)
         source = self._source(slot)
-        other = Endpoint(local.address, self._other_port) if self._other_port is not None else None
+        other = self._other_for(local.address)
         request = bytes(slots.buffer[at : at + slots.sizes[slot]])
         try:
             reply = stun.answer_untrusted(request, source, local=local, other=other)
@@ -214,7 +235,7 @@ class _Socket:
             counts["indications"] += 1
             return False
         link_local = bool(source.address.is_link_local)
-        if reply.from_other_port or reply.to_port:
+        if reply.from_other_port or reply.from_other_address or reply.to_port:
             return self._send_apart(reply, slot, local, link_local=link_local)
         # No answer is longer than a slot: a refusal has two bytes for each four of its request. But the
         # memory would move with the kernel's pointers into it, so it is looked at all the same.
@@ -236,8 +257,18 @@ class _Socket:
         return Endpoint(address.ipv4_mapped or address, port)
 
     def _send_apart(self, reply: stun.Reply, slot: int, local: Endpoint, *, link_local: bool) -> bool:
-        """From the other port, or to another one, as RFC 5780's tests ask for: rare, so one call each."""
-        sock = self._other if reply.from_other_port and self._other is not None else self.sock
+        """From the other port or address, or to another port, as RFC 5780's tests ask for: rare, so one call
+        each."""
+        others = self._others
+        wanted = {
+            (True, False): others.port,
+            (False, True): others.address,
+            (True, True): others.both,
+        }.get((reply.from_other_port, reply.from_other_address))
+        sock = wanted if wanted is not None else self.sock
+        origin = local.address
+        if reply.from_other_address and self._elsewhere is not None:
+            origin = self._elsewhere.address
         name = self._slots.name(slot)
         port = reply.to_port or int.from_bytes(name[2:4], "big")
         try:
@@ -251,7 +282,7 @@ class _Socket:
                 )
             else:
                 to = (str(IPv4Address(name[4:8])), port)
-            sock.sendmsg([reply.data], [own_source(local.address)], 0, to)
+            sock.sendmsg([reply.data], [own_source(origin)], 0, to)
         except OSError as error:
             self._server.counts["unsent"] += 1
             log.get().debug("relay.udp_failed", reason=error.strerror)

@@ -230,18 +230,21 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a request, whether it is to come from the server's other port, and to which port it goes
-    instead of the one that was asked from (0: to that)."""
+    """The answer to a request, whether it is to come from the server's other port, from its other address,
+    and to which port it goes instead of the one that was asked from (0: to that)."""
 
     data: bytes
     from_other_port: bool = False
+    from_other_address: bool = False
     to_port: int = 0
 
 
 def answer_untrusted(
     request: bytes, source: Endpoint, *, local: Endpoint, other: Endpoint | None
 ) -> Reply | None:
-    """What a server answers that got `request` from `source` at `local`; `other` is its second port, if any.
+    """What a server answers that got `request` from `source` at `local`; `other` is its second port, if any,
+    and with another address than `local`'s its second address too: then there is a socket at each of the
+    four.
 
     None: nothing is to be answered (an indication). Raises RemoteProtocolError for what is no Binding
     request, or a malformed one: it is ignored.
@@ -259,8 +262,13 @@ def answer_untrusted(
     unknown = sorted(
         {name for name, _ in message.attributes if name < COMPREHENSION_OPTIONAL and name not in _KNOWN}
     )
-    if (change is not None and len(change) != 4) or flags & CHANGE_IP or (flags and other is None):
-        # There is one address; what can't be done is said so (RFC 5780, section 6.1).
+    two_addresses = other is not None and other.address != local.address
+    if (
+        (change is not None and len(change) != 4)
+        or (flags & CHANGE_IP and not two_addresses)
+        or (flags & CHANGE_PORT and other is None)
+    ):
+        # What can't be done is said so (RFC 5780, section 6.1).
         unknown.append(CHANGE_REQUEST)
     # To another port of the very address that asks: no more than a forged source port could have had.
     port = message.find(RESPONSE_PORT)
@@ -276,9 +284,12 @@ def answer_untrusted(
     attributes = [(XOR_MAPPED_ADDRESS, xored(encode_address(source), message.transaction))]
     if other is not None:
         attributes.append((OTHER_ADDRESS, encode_address(other)))
-    from_other = bool(flags & CHANGE_PORT)
+    other_port, other_address = bool(flags & CHANGE_PORT), bool(flags & CHANGE_IP)
     if change is not None:
-        origin = other if from_other and other is not None else local
+        there = other if other is not None else local
+        origin = Endpoint(
+            there.address if other_address else local.address, there.port if other_port else local.port
+        )
         attributes.append((RESPONSE_ORIGIN, encode_address(origin)))
     answer = encode(BINDING_SUCCESS, message.transaction, attributes, fingerprint=message.fingerprint)
-    return Reply(answer, from_other, to_port)
+    return Reply(answer, other_port, other_address, to_port)

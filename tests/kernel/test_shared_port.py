@@ -112,7 +112,7 @@ async def test_stun_and_sealed_messages_share_the_kernels_port_while_the_tunnel_
                     sock.setblocking(False)
                     sock.bind((FAR[version], port))
                     both.append(sock)
-                pairs.append(Pair(*both))
+                pairs.append(Pair(both[0], both[1]))
             peer = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         server = StunServer(poller, pairs)
         stack.callback(server.close)

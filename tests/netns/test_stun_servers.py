@@ -51,15 +51,20 @@ def net() -> Iterator[Internet]:
         pytest.skip(str(error))
     with Internet(
         [Site(name, nats) for name, (nats, _, _) in SITES.items()],
-        public=("relay", "coturn", "classic", "old"),
+        public=("relay", "two", "coturn", "classic", "old"),
     ) as made:
         relay = made.host("relay").relayd("serve", "--open", "--log", "json", "--http", "off")
+        addresses = [made.address("two"), made.second_address("two")]
+        both = made.host("two").relayd(
+            "serve", "--open", "--log", "json", "--http", "off",
+            *("--listen", f"{addresses[0]}:3478", "--listen", f"{addresses[1]}:3478"),
+        )  # fmt: skip
         start_coturn(made)
         start_classic(made)
         old = made.host("old").relayd(
             "serve", "--auth", "optional", "--stun-port", "off", "--log", "json", "--http", "off"
         )
-        for one in (relay, old):
+        for one in (relay, old, both):
             one.wait_for_output("relay.started", 30.0)
         for number, name in enumerate(SITES):
             Tunnel(made.host(name), IPv4Interface(f"10.99.0.{number + 1}/24"), port=PORT, userspace=True)
@@ -106,9 +111,9 @@ def asked(net: Internet, server: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def by_coturn(net: Internet) -> dict[str, dict[str, Any]]:
-    return asked(net, "coturn")
+@pytest.fixture(scope="module", params=["coturn", "two"])
+def by_two_addresses(net: Internet, request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    return asked(net, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +123,10 @@ def by_classic(net: Internet) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", SITES)
 def test_a_server_with_two_addresses_tells_mapping_and_filtering_apart(
-    by_coturn: dict[str, dict[str, Any]], name: str
+    by_two_addresses: dict[str, dict[str, Any]], name: str
 ) -> None:
     _, nat, filtering = SITES[name]
-    said = by_coturn[name]
+    said = by_two_addresses[name]
     assert (said["nat"], said["filtering"]) == (nat, filtering)
     assert len({one["server"] for one in said["asked"]}) == 4, "both addresses, both ports"
 

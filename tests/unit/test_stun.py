@@ -101,6 +101,25 @@ def test_a_wish_for_the_other_port_is_granted_and_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wish", "origin"),
+    [
+        ({"change_ip": True}, "192.0.2.99:3478"),
+        ({"change_port": True}, "192.0.2.1:3479"),
+        ({"change_ip": True, "change_port": True}, "192.0.2.99:3479"),
+    ],
+)
+def test_with_two_addresses_every_wish_is_granted_and_named(wish: dict[str, bool], origin: str) -> None:
+    local, other = Endpoint.parse("192.0.2.1:3478"), Endpoint.parse("192.0.2.99:3479")
+    reply = stun.answer_untrusted(stun.encode_request(TRANSACTION, **wish), SOURCE, local=local, other=other)
+    assert reply is not None
+    assert (reply.from_other_address, reply.from_other_port) == ("change_ip" in wish, "change_port" in wish)
+    told = stun.decode_untrusted(reply.data).find(stun.RESPONSE_ORIGIN)
+    assert told is not None
+    assert str(stun.decode_address_untrusted(told)) == origin
+    assert stun.decode_answer_untrusted(reply.data).other == other
+
+
+@pytest.mark.parametrize(
     ("request_", "other"),
     [
         (stun.encode_request(TRANSACTION, change_ip=True), OTHER),

@@ -14,6 +14,7 @@ import trio
 from relayd.endpoints import Endpoint
 from relayd.netio.answer_slots import SLOTS
 from relayd.netio.poller import Poller
+from relayd.relay.listeners import pair_udp
 from relayd.relay.stun_server import Pair, StunServer
 from relayd.wire import stun
 
@@ -240,3 +241,37 @@ async def test_the_answer_goes_to_another_port_of_the_same_address_when_that_is_
         assert await rig.served(stun.encode_request(transaction(1), response_port=port)) == []
         answer = stun.decode_answer_untrusted(other.recv(200))
         assert (answer.transaction, answer.mapped) == (transaction(1), here(rig))
+
+
+async def test_a_relay_that_listens_on_two_addresses_answers_from_each_of_the_four_ends() -> None:
+    with contextlib.ExitStack() as stack:
+        first, client = (stack.enter_context(bound(socket.AF_INET, name)) for name in ("127.0.0.2", ""))
+        port = first.getsockname()[1]
+        second = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        second.setblocking(False)
+        second.bind(("127.0.0.3", port))
+        everywhere = stack.enter_context(bound(socket.AF_INET, "0.0.0.0"))
+        pairs = pair_udp([first, second, everywhere], 0, stack)
+        assert [pair.elsewhere is not None for pair in pairs] == [True, True, False]
+        poller = Poller()
+        stack.callback(poller.close)
+        server = StunServer(poller, pairs)
+        stack.callback(server.close)
+        came: dict[int, tuple[str, int]] = {}
+        for number, (ip, other_port) in enumerate(
+            [(False, False), (True, False), (False, True), (True, True)]
+        ):
+            request = stun.encode_request(transaction(number), change_ip=ip, change_port=other_port)
+            client.sendto(request, ("127.0.0.2", port))
+            async with trio.open_nursery() as nursery:
+                await nursery.start(poller.run)
+                with trio.fail_after(5):
+                    await trio.lowlevel.wait_readable(client)
+                nursery.cancel_scope.cancel()
+            data, came[number] = client.recvfrom(200)
+            answer = stun.decode_answer_untrusted(data)
+            assert answer.transaction == transaction(number)
+            assert answer.other == Endpoint.parse(f"127.0.0.3:{port + 1}")
+        assert list(came.values()) == [
+            ("127.0.0.2", port), ("127.0.0.3", port), ("127.0.0.2", port + 1), ("127.0.0.3", port + 1),
+        ]  # fmt: skip
