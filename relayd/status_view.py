@@ -11,8 +11,8 @@ from rich.text import Text
 
 from relayd.observe.health import not_ready
 from relayd.observe.output import page
+from relayd.observe.path_words import round_trips, since_s, tried
 from relayd.observe.units import Status, ago, bits, count, delay_ms, duration, milliseconds, rate, size, text
-from relayd.peer_view import round_trips, since_s, tried
 
 TERMINAL_ROWS = 30
 """Peers of a relay shown on a terminal, the busiest first; elsewhere, and with --json, all of them."""
