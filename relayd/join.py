@@ -54,6 +54,10 @@ class JoinString:
     pin: bytes | None = None
     """SHA-256 of the TLS certificate's public key; None: the certificate is checked as usual."""
 
+    one_of: str = ""
+    """HOST:PORT of a name that stands for several relays with one key, of which this is one; empty: it stands
+    for itself."""
+
     def __post_init__(self) -> None:
         """Raises ValueError saying what is wrong."""
         _check_host(self.host)
@@ -103,6 +107,11 @@ class JoinString:
     def address(self) -> str:
         """HOST:PORT, IPv6 in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def known_as(self) -> str:
+        """HOST:PORT by which its key is remembered."""
+        return self.one_of or self.address
 
     @property
     def shown_pin(self) -> str:

@@ -35,6 +35,7 @@ from relayd.agent.known_relays import KnownRelays
 from relayd.agent.link_settings import LinkSettings
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.mesh_follower import MeshFollower
+from relayd.agent.mesh_settings import MeshSettings
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.reinjector import Reinjector
 from relayd.agent.relay_connection import OnRuns
@@ -42,7 +43,7 @@ from relayd.agent.relay_link import RelayLink
 from relayd.agent.relay_pool import RelayPool
 from relayd.agent.wg_proxy import WgProxy
 from relayd.config import AgentConfig
-from relayd.coordination.model import Mesh, RelayMode
+from relayd.coordination.model import Mesh
 from relayd.coordination.source import Source
 from relayd.join import JoinString
 from relayd.kernel import hints
@@ -173,10 +174,10 @@ class Agent:
             on_read=keeper.interface_read,
         )
         stack.callback(self.reconciler.close)
+        self.settings = MeshSettings(config, mesh, self.relays, self.reconciler, self.direct_paths)
         self.follower = MeshFollower(
-            source, mesh, keeper, self.reconciler, Path(config.state_dir), on_relays=self._use_relays
+            source, mesh, keeper, self.reconciler, Path(config.state_dir), on_mesh=self.settings.use
         )
-        self._use_relays(mesh)
 
     def hand_over(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """At the end: after one in order (cancelled, that is) the next process goes on from here."""
@@ -193,7 +194,7 @@ class Agent:
         self.reconciler.look_every(config.reconcile_s)
         if self.direct_paths is not None:
             self.direct_paths.use(config)
-        self._use_relays(self.follower.mesh)
+        self.settings.configure(self._config)
 
     def services(self) -> list[Service]:
         """What runs, in the order in which it starts."""
@@ -208,6 +209,7 @@ class Agent:
             ),
             Service(name="http", run=partial(serve_http, self._http, self, telling)),
             Service(name="data path", run=self.poller.run),
+            Service(name="relay names", run=self.settings.relay_sets.run),
             Service(name="relays", run=self.relays.run),
             *(self.direct_paths.services() if self.direct_paths is not None else ()),
             Service(name="reconciler", run=self.reconciler.run),
@@ -275,20 +277,6 @@ class Agent:
     async def _histories(self) -> bytes:
         return await histories(self.direct_paths.prober.finders if self.direct_paths is not None else {})
 
-    def _use_relays(self, mesh: Mesh) -> None:
-        """The mesh's relays, when they are used, and how long one waits for what, from now on."""
-        self.relays.update(mesh.relays)
-        patience = mesh.patience.over(self._config.patience)
-        self.reconciler.be_patient(patience)
-        always = mesh.relay_mode is RelayMode.ALWAYS
-        self.reconciler.relay_always(always)
-        if self.direct_paths is not None:
-            self.direct_paths.prober.search(not always)
-            self.direct_paths.prober.be_patient(patience)
-            self.direct_paths.use_servers(
-                [*(relay.address for relay in mesh.relays), *self._config.stun, *mesh.stun]
-            )
-
     def _nudge(self) -> None:
         self.reconciler.nudge()
 
@@ -297,6 +285,7 @@ class Agent:
             self.direct_paths.prober.on_relayed(key, payload, now)
 
     def _on_gone(self, gone: PeerGone) -> None:
+        self.settings.relay_sets.look_soon()
         self.proxy.peer_gone(gone.key, gone.reason, trio.current_time())
 
     def _deliver(self, buffer: bytearray, runs: list[Run], now: float) -> None:

@@ -147,6 +147,6 @@ def keeper_of(mesh: Mesh, rules: HostRules, directory: Path) -> HostKeeper:
     return HostKeeper(
         rules,
         inventory.owned(wanted.name, wanted.addresses, allowed_ips),
-        mesh.relays,
+        (*mesh.relays, *mesh.relay_sets),
         keep_interface=partial(ownership.keep_owned, owned_of(wanted, mesh), directory),
     )

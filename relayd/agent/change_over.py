@@ -24,6 +24,13 @@ DRAIN_SWITCH_OF = 0.6
 """After which part of it frames leave by the new connection."""
 
 
+def leaving_times(
+    drain_s: float, now: float, uniform: Callable[[float, float], float]
+) -> tuple[float, float]:
+    """-> when an agent that was told to leave dials, and from when frames go the new way"""
+    return now + uniform(0.0, drain_s * DRAIN_DIAL_OF), now + drain_s * DRAIN_SWITCH_OF
+
+
 class ChangeOver:
     """When what is to be done about `old`, whose relay has just said that it drains."""
 

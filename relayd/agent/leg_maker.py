@@ -139,7 +139,7 @@ class LegMaker:
             home_key=self._home_key,
             token=relay.token.encode(),
             pin=relay.key,
-            remembered=self._known.key_of(relay.address),
+            remembered=self._known.key_of(relay.known_as),
             insecure=settings.insecure,
         )
         own_key = key.public()

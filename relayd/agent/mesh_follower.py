@@ -2,7 +2,7 @@
 
     source.changed -> host keeper: the interface (peers, addresses, port, MTU), then rules and routes
                    -> reconciler: endpoints, the proxy's peers
-                   -> the relays, and whether all peers are to use them
+                   -> mesh_settings: relays, STUN servers, times
 
 An interface that somebody else made has peers that are not ours to change: for those, only where the relay is
 is followed. What a running agent can't change (the interface's name) is said, and waits for a restart.
@@ -37,11 +37,11 @@ class MeshFollower:
         reconciler: Reconciler,
         state_dir: Path,
         *,
-        on_relays: Callable[[Mesh], None],
+        on_mesh: Callable[[Mesh], None],
     ) -> None:
-        """`on_relays` is given each mesh, for where its relays are, and when they are used."""
+        """`on_mesh` is given each mesh, for what of it is neither the host's nor the peers'."""
         self._source, self._keeper, self._reconciler, self._state_dir = source, keeper, reconciler, state_dir
-        self._on_relays = on_relays
+        self._on_mesh = on_mesh
         self.mesh = mesh
         """As it was followed last."""
         self.problem = ""
@@ -69,7 +69,7 @@ class MeshFollower:
             self.problem = ""
         self.mesh = wanted
         if not isinstance(interface, OwnedInterface):
-            self._on_relays(wanted)
+            self._on_mesh(wanted)
             return
         had = {peer.key: peer for peer in before.peers}
         has = {peer.key: peer for peer in wanted.peers}
@@ -98,7 +98,7 @@ class MeshFollower:
                 interface.addresses,
                 [network for peer in wanted.peers for network in peer.allowed_ips],
             ),
-            wanted.relays,
+            (*wanted.relays, *wanted.relay_sets),
             now=partial(keep, owned_of(interface, news), endpoints=True),
             later=partial(keep, owned_of(interface, wanted)),
         )
@@ -106,5 +106,5 @@ class MeshFollower:
             {peer.key: peer.endpoint for peer in wanted.peers if peer.endpoint is not None}
         )
         # Not before the host knows them: the connection to a relay must not go into the tunnel.
-        self._on_relays(wanted)
+        self._on_mesh(wanted)
         self._reconciler.nudge()

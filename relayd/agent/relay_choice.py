@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
+from math import inf
 
 from relayd.keys import PublicKey
 
@@ -37,6 +38,9 @@ class Condition(Enum):
 
     CONNECTING = "connecting"
     UP = "up"
+    DRAINING = "draining"
+    """It is to be left: it goes soon, and carries what there is until then."""
+
     DOWN = "down"
     """Its last try came to nothing; it goes on trying."""
 
@@ -49,14 +53,21 @@ class LinkSeen:
     since: float
     """When it came to be like that, monotonic seconds."""
 
+    carries_until: float = -inf
+    """Of one that drains: when those who were there can be reached at the next relay."""
+
     def may_work(self, now: float) -> bool:
         """Whether it works, or is worth waiting for."""
         match self.condition:
             case Condition.CONNECTING:
                 return now - self.since < GRACE_S
-            case Condition.DOWN:
+            case Condition.DOWN | Condition.DRAINING:
                 return False
         return True
+
+    def carries(self, now: float) -> bool:
+        """Whether frames may go there."""
+        return self.may_work(now) or (self.condition is Condition.DRAINING and now < self.carries_until)
 
 
 def order(node: PublicKey, relays: Sequence[str]) -> tuple[str, ...]:
@@ -107,7 +118,7 @@ class PeerRoute:
         best_until = float("inf")
         for relay in self.ranked:
             until = self._gone.get(relay, (0.0, 0.0))[0]
-            if not links[relay].may_work(now):
+            if not links[relay].carries(now):
                 continue
             if now >= until:
                 return relay

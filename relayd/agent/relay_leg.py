@@ -61,6 +61,9 @@ class RelayLeg:
         """The relay asks to be left, or the leg has ended."""
         self.drain_s = 0
         """Within how many seconds, once `drained`."""
+        self.leave_at = self.switch_at = 0.0
+        """Then, when to look for another relay, where there is one, and until when this one carries for those
+        who do the same."""
         self.complaint = ""
         """The relay's last Error."""
         self.endpoint: Endpoint | None = None

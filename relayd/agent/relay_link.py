@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from relayd.agent.change_over import ChangeOver
+from relayd.agent.change_over import ChangeOver, leaving_times
 from relayd.agent.handover import AgentHandover, facts_of
 from relayd.agent.known_relays import KnownRelays
 from relayd.agent.leg_maker import Dial, LegMaker
@@ -114,7 +114,7 @@ class RelayLink:
         self._journal = LinkJournal(relay.address)
         self.phase = Phase.WAITING
         self.failing = False
-        """Whether the last try to connect came to nothing."""
+        """Whether the last try to connect came to nothing, or would."""
         self.instance = b""
         """Which process the relay was, when it last proved itself; empty: it didn't say."""
         self.dials = 0
@@ -130,6 +130,13 @@ class RelayLink:
     def connected(self) -> bool:
         """Whether the relay has shown who it is, that it lives and has us registered."""
         return bool(self._legs)
+
+    @property
+    def leaves_at(self) -> float | None:
+        """The relay is to be left, as it drains, and nothing has taken its place: until when it carries,
+        monotonic seconds. None: it isn't."""
+        leaving = [leg for leg in self._legs if leg.drain_s and trio.current_time() >= leg.leave_at]
+        return max(leg.switch_at for leg in leaving) if leaving == self._legs != [] else None
 
     @property
     def queued_bytes(self) -> int:
@@ -331,8 +338,8 @@ class RelayLink:
         meant = leg.connection.fault in _ON_PURPOSE or bool(self._legs)
         self._journal.lost(leg, reason, meant=meant)
         if not self._legs:
-            self.reason = reason
-            self.phase = Phase.WAITING
+            self.reason, self.phase = reason, Phase.WAITING
+            self.failing |= leg.drain_s > 0  # it said that it goes
 
     # What a session tells ----------------------------------------------------------------------------------
 
@@ -352,6 +359,7 @@ class RelayLink:
             case Draining(seconds=seconds):
                 if not leg.drained.is_set():
                     leg.drain_s = seconds
+                    leg.leave_at, leg.switch_at = leaving_times(seconds, trio.current_time(), self._uniform)
                     leg.drained.set()
                     self._poller.yield_soon()
                     self._journal.drains(seconds)
@@ -366,7 +374,7 @@ class RelayLink:
             self._journal.key_shown(proved)
             if proved.trust in (Trust.FIRST, Trust.CHANGED):
                 assert self._nursery is not None
-                self._nursery.start_soon(self._known.remember, self._relay.address, proved.relay_key)
+                self._nursery.start_soon(self._known.remember, self._relay.known_as, proved.relay_key)
         leg.connection.keep(
             facts_of(
                 self._relay.address,

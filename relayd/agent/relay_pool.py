@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import trio
 
@@ -281,7 +282,8 @@ class RelayPool:
         for member in self._members.values():
             condition = _condition(member)
             if condition is not member.seen.condition:
-                member.seen = LinkSeen(condition, now)
+                carries_until = (member.link.leaves_at if member.link is not None else None) or -inf
+                member.seen = LinkSeen(condition, now, carries_until)
         return {address: member.seen for address, member in self._members.items()}
 
     def _let_go(self, address: str, member: _Member, reason: str) -> None:
@@ -358,6 +360,8 @@ def _condition(member: _Member) -> Condition:
     link = member.link
     if link is None:
         return Condition.IDLE
+    if link.leaves_at is not None:
+        return Condition.DRAINING
     if link.connected:
         return Condition.UP
     return Condition.DOWN if link.failing else Condition.CONNECTING

@@ -127,7 +127,7 @@ async def _run(
                 "agent.started",
                 public_key=interface.public_key,
                 peers=len(interface.peers),
-                relay=", ".join(relay.address for relay in mesh.relays),
+                relay=", ".join(relay.address for relay in agent.settings.relay_sets.relays),
                 proxy_port=agent.proxy.port,
                 control=config.control_path,
                 http=http.address,

@@ -97,6 +97,10 @@ class Mesh:
 
     relays: tuple[JoinString, ...]
     """Where the relays are, and what the agent and they know each other by; the order means nothing."""
+    relay_sets: tuple[JoinString, ...] = ()
+    """Names that stand for several relays each: every address of a name is one, and they share a key. All
+    agents look them up, and so name the relays alike."""
+
     relay_mode: RelayMode = RelayMode.AUTO
 
     stun: tuple[str, ...] = ()

@@ -16,6 +16,8 @@ from relayd.relay.credentials import join_string, load_credentials
 from tests.helpers.netns import BACK_S, Pings, agent_status, is_connected, wait_until
 
 PORTS = (3500, 3600)
+DRAIN_S = 8
+"""Time enough on a machine that is busy with other things."""
 
 
 class TwoRelays:
@@ -44,7 +46,7 @@ class TwoRelays:
                 "--http",
                 "off",
             ),
-            *("--state", self._state(port)),
+            *("--state", self._state(port), "--drain-s", str(DRAIN_S)),
         )
 
     def _state(self, port: int) -> str:
@@ -99,3 +101,22 @@ def test_a_relay_that_dies_moves_its_nodes_and_its_return_moves_them_back(lab: L
     # The way back costs nothing: the spare connections stay for those who still use them.
     assert [gap for gap in timeline.gaps() if gap.start_s > returned_at - pings.started_at] == []
     assert all(one["state"] == "connected" for one in relays_of(b))
+
+
+def test_a_relay_that_drains_has_its_nodes_move_to_the_other_and_costs_no_frame(
+    lab: Lab, mesh: TwoRelays
+) -> None:
+    """As a replica that is shut down: nobody takes its place at its address."""
+    a, _ = mesh.nodes
+    pings = Pings(lab, a, mesh.theatre.tunnel_b.address.ip)
+    pings.wait_back()
+    leaving = mesh.homes()["b"]
+    (other,) = [port for port in PORTS if port != leaving]
+    told_at = time.time()
+    mesh.relays[leaving].terminate()
+    wait_until(lambda: set(mesh.homes().values()) == {other}, "both are at home at the other")
+    assert mesh.relays[leaving].wait(DRAIN_S + 5) == 0
+    time.sleep(1.0)
+    timeline = pings.stop()
+    lost = [gap for gap in timeline.gaps() if gap.end_s is None or gap.end_s > told_at - pings.started_at]
+    assert lost == []

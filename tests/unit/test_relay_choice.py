@@ -63,6 +63,14 @@ def test_home_is_the_first_that_works() -> None:
     assert homes("abc", links(a=idle, b=idle, c=idle), 9.0) == ("a",)
 
 
+def test_a_relay_that_drains_is_left_and_carries_until_its_nodes_are_elsewhere() -> None:
+    seen = {"a": LinkSeen(Condition.DRAINING, 10.0, carries_until=16.0), "b": LinkSeen(Condition.UP, 0.0)}
+    assert homes("ab", seen, 10.0) == ("a", "b"), "the next one at once"
+    route = PeerRoute("ab")
+    assert route.choose(seen, 15.9) == "a", "others need the time to get there"
+    assert route.choose(seen, 16.0) == "b"
+
+
 def test_a_relay_that_takes_too_long_is_no_longer_waited_for() -> None:
     seen = links(a=Condition.CONNECTING, b=Condition.IDLE)
     assert homes("ab", seen, GRACE_S - 0.1) == ("a",)

@@ -20,7 +20,8 @@ from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 
 MANAGED_RELAY = "wirekube-relay-headless.wirekube-system.svc"
-"""The Service in config/relay that has all replicas' addresses."""
+"""The Service in config/relay that has all replicas' addresses: they share nothing, so each is a relay of its
+own to the agents."""
 
 INTERNAL_IP = "internal-ip"
 """How an endpoint is known that only the Node's InternalIP stands for."""
@@ -180,11 +181,13 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
         peers, names = _peers(view, own, interface, problems)
     elif not removed:
         problems.append(f"WireKubePeer {own.name} has no allowedIPs: nothing is routed to it or from it")
+    relays, relay_sets = _relays(spec, own, problems)
     return Meaning(
         mesh=Mesh(
             interface=interface,
             peers=tuple(peers.values()),
-            relays=() if _mode(spec) is RelayMode.NEVER else own.relays or relays_of(spec, problems),
+            relays=relays,
+            relay_sets=relay_sets,
             relay_mode=_mode(spec),
             stun=_stun_servers(spec, problems),
             patience=_patience(spec),
@@ -272,20 +275,25 @@ def _endpoint(text: str, who: str, problems: list[str]) -> Endpoint | None:
     return endpoint
 
 
-def relays_of(spec: resources.MeshSpec, problems: list[str]) -> tuple[JoinString, ...]:
-    """The relays that the mesh names; none in the mode `never`."""
+Relays = tuple[JoinString, ...]
+
+
+def _relays(spec: resources.MeshSpec, own: Self, problems: list[str]) -> tuple[Relays, Relays]:
+    """-> the relays that count for this node, and the names that stand for several each"""
     relay = spec.relay
-    if relay is None or relay.mode == "never":
-        return ()
+    if relay is None or _mode(spec) is RelayMode.NEVER:
+        return () if _mode(spec) is RelayMode.NEVER else own.relays, ()
+    if own.relays:
+        return own.relays, ()
     if relay.provider == "external" or (relay.external is not None and relay.external.endpoint):
         text = relay.external.endpoint if relay.external is not None else ""
         try:
-            return (relay_at(text),)
+            return (relay_at(text),), ()
         except ValueError as error:
             problems.append(f"WireKubeMesh: relay.external.endpoint: {error}")
-            return ()
+            return (), ()
     port = relay.managed.port if relay.managed is not None else marks.RELAY_PORT
-    return (JoinString(host=MANAGED_RELAY, port=port),)
+    return (), (JoinString(host=MANAGED_RELAY, port=port),)
 
 
 def _stun_servers(spec: resources.MeshSpec, problems: list[str]) -> tuple[str, ...]:
