@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from relayd.errors import HostError
+from relayd.install.bytecode import compile_services
 from relayd.install.plan import (
     CONFIG_DIRECTORY,
     CONFIGS,
@@ -43,12 +44,13 @@ def install(
     dry_run: bool = False,
     tell: Callable[[str], None] = print,
     run: Run | None = None,
+    compile_modules: Callable[[], int] = compile_services,
 ) -> int:
     """Bring the units into the state that is asked for. -> the exit status: 0, all is as it should be.
 
     `root`: below this directory and not on the running host, as for a package; systemctl isn't called then.
-    `program`: how units start relayd (found out if None). Raises HostError for what the host lacks; nothing
-    was changed then.
+    `program`: how units start relayd (found out if None, and then its modules are compiled). Raises HostError
+    for what the host lacks; nothing was changed then.
     """
     run = run if run is not None else _run
     base = root if root is not None else Path("/")
@@ -82,6 +84,8 @@ def install(
             tell(f"{(WOULD if dry_run else SAID)[step.do]}: {step.path}")
     if live and changes:
         _systemctl(run, "daemon-reload")
+    if live and not uninstall and program is None and (count := compile_modules()):
+        tell(f"compiled: {count} Python modules, so that services start sooner")
     _tell_what_next(tell, changes, uninstall=uninstall, dry_run=dry_run, root=root)
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -60,10 +61,12 @@ class Agent:
         self.heard_at = 0.0
         self.due_at = 0.0
 
-    def connect(self, address: tuple[str, int], token: str) -> None:
-        """Dial, register, prove. Raises OSError and TimeoutError."""
+    def connect(self, address: tuple[str, int], token: str, *, tls: ssl.SSLContext | None = None) -> None:
+        """Dial, register, prove; over TLS if `tls` is given. Raises OSError and TimeoutError."""
         sock = socket.create_connection(address, timeout=SOON_S)
         try:
+            if tls is not None:
+                sock = tls.wrap_socket(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             handshake = agent_side(f"{self.index} {time.monotonic_ns()}", key=self.key, token=token)
             sock.sendall(handshake.hello())

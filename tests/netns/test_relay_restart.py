@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -17,8 +18,12 @@ from relayd.keys import PrivateKey
 from relayd.observe.control import ask
 from relayd.secret_file import RELAY_TOKEN
 from relayd.wire.frames import DATA, encode_data
+from relayd.wire.identity_frames import DRAIN
 from tests.helpers.fake_manager import FakeManager
-from tests.helpers.frame_traffic import Agent, Traffic
+from tests.helpers.frame_traffic import SOON_S, Agent, Traffic
+
+BACK_S = 2.0
+"""As promised, from the end of a connection on; it takes milliseconds where nobody else wants the CPU."""
 
 RELAYD = [sys.executable, "-m", "relayd"]
 
@@ -117,6 +122,68 @@ def test_g10_a_kill_in_the_middle_of_frames_closes_those_and_they_are_back(relay
     assert seen.garbled == 0
     assert 5 <= seen.closed < 50, relay.manager.output()
     assert "mid_frame" in relay.manager.output()
+    # They dial at once, into the backlog of the socket that the manager keeps; each is let in again.
+    assert len(seen.back_s) == seen.closed
+    assert max(seen.back_s) < BACK_S
+
+
+def test_what_the_manager_keeps_is_carried_on_while_others_are_asked_to_move(tmp_path: Path) -> None:
+    """TLS connections can't be kept: SIGTERM drains them, beside those that can."""
+    relay = ManagedRelay(tmp_path, "--tls-self-signed", "--drain-s", "60")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    with relay.manager:
+        relay.manager.start()
+        kept, other, moving = (Agent(index, PrivateKey(bytes([8, index] * 16))) for index in range(3))
+        for agent in (kept, other):
+            agent.connect(relay.address, relay.token)
+        moving.connect(relay.address, relay.token, tls=tls)
+        relay.keeps(2)
+        assert relay.manager.process is not None
+        relay.manager.process.send_signal(signal.SIGTERM)
+        assert frame_of(moving, DRAIN)
+        # The relay works on, for both, until the one has moved.
+        for number in range(3):
+            send(kept, moving, number)
+            assert frame_of(moving, DATA)[-1] == number
+            send(moving, kept, number)
+            assert frame_of(kept, DATA)[-1] == number
+        assert not relay.manager.ended()
+        assert moving.sock is not None
+        moving.sock.close()
+        relay.manager.store.wait(relay.manager.ended, "the process ends when nobody is to be moved any more")
+        assert relay.manager.process.returncode == 0, relay.manager.output()
+        relay.manager.start()
+        send(kept, other, 7)
+        assert frame_of(other, DATA)[-1] == 7
+        status = trio.run(ask, relay.control, "status")
+        assert (status["resumed"], status["not_resumed"]) == (2, {}), relay.manager.output()
+        assert "relay.drained" in relay.manager.output()
+        for agent in (kept, other):
+            assert agent.sock is not None
+            agent.sock.close()
+    relay.close()
+
+
+def send(agent: Agent, to: Agent, number: int) -> None:
+    assert agent.sock is not None
+    agent.sock.settimeout(SOON_S)
+    agent.sock.sendall(encode_data(to.public, bytes([number])))
+
+
+def frame_of(agent: Agent, kind: int) -> bytes:
+    """The next frame of this kind; others are let pass."""
+    assert agent.sock is not None
+    agent.sock.settimeout(SOON_S)
+    while True:
+        while len(agent.held) < 4 or len(agent.held) < 4 + int.from_bytes(agent.held[:4], "big"):
+            part = agent.sock.recv(1 << 16)
+            assert part, "the relay has closed"
+            agent.held += part
+        size = 4 + int.from_bytes(agent.held[:4], "big")
+        frame, agent.held = bytes(agent.held[:size]), agent.held[size:]
+        if frame[4] == kind:
+            return frame
 
 
 SILENCE_S = 3.0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.agent import handover
 from relayd.agent.handover import LOOPBACK, AgentHandover, Facts, facts_of, resumed_of
 from relayd.keys import PublicKey
 from relayd.manager.manager import Manager
@@ -153,6 +154,26 @@ def test_a_connection_to_another_relay_or_for_another_key_is_closed(
     assert second.store.closed == {"not_ours": 1}
     assert service.store.names() == ["@ledger"]
     assert theirs.recv(1) == b""
+
+
+def test_another_version_closes_the_connection_and_has_a_socket_of_its_own(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = service.agent()
+    old = datagrams(service, first, 0)
+    ours, theirs = service.pair()
+    first.admit(ours, facts_of(ADDRESS, OWN, None, connected_at=0.0), bytes_out=0)
+    ours.close()
+    monkeypatch.setattr(handover, "FORMAT", b"agent 9")
+    second = service.agent()
+    assert second.take(ADDRESS, OWN) == []
+    assert second.store.closed == {"unknown_format": 1}
+    assert theirs.recv(1) == b""
+    assert "of another version" in capsys.readouterr().out
+    # A UDP socket has no format: datagrams that wait in it are as good as ever.
+    kept = second.take_loopback(old.port)
+    assert kept is not None
+    kept.close()
 
 
 def test_facts_that_make_no_sense_close_the_connection(service: Service) -> None:

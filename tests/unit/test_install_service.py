@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import configparser
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import relayd
 from relayd.cli import main
 from relayd.config import RelayConfig, load_agent, load_relay
 from relayd.errors import HostError
-from relayd.install import service
+from relayd.install import bytecode, service
 from relayd.install.plan import CONFIGS, MARK, UNIT_DIRECTORY, UNITS, rendered
 from relayd.install.service import install, shipped
 from relayd.marks import FWMARK, RELAY_PORT
@@ -186,3 +190,34 @@ def test_numbers_in_the_units_are_relayds_own() -> None:
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read_string(shipped("relayd.service"))
     assert parser["Service"]["CapabilityBoundingSet"] == ""
+
+
+# --- bytecode ---
+
+_COMPILE = "from relayd.install.bytecode import compile_services; print(compile_services())"
+
+
+def test_what_services_load_is_compiled_once(tmp_path: Path) -> None:
+    """Of an installation without bytecode; the variables that keep Python from writing it don't count."""
+    shutil.copytree(
+        Path(relayd.__file__).parent, tmp_path / "relayd", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["PYTHONPYCACHEPREFIX"] = str(tmp_path / "elsewhere")
+    counts = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", _COMPILE], cwd=tmp_path, env=environ, capture_output=True, check=True
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert counts[0] > 100
+    assert counts[1] == 0
+    assert (tmp_path / "relayd" / "relay" / "__pycache__").is_dir()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_installation_that_is_not_whole_is_installed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bytecode, "LOADED", ("relayd.nothing_of_this_name",))
+    assert bytecode.compile_services() == 0

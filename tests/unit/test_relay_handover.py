@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from relayd.manager.manager import Manager
 from relayd.manager.notifier import Notifier
 from relayd.manager.passed import Passed
 from relayd.observe.control import ask
+from relayd.relay import handover
 from relayd.relay.server import serve
 from relayd.secret_file import RELAY_TOKEN
 from relayd.wire import frames
@@ -130,6 +131,27 @@ async def test_half_a_frame_is_finished_by_the_next_process(service: Service) ->
         async with service.relay():
             await client.send(frame[20:])
             assert await client.frame() == frame
+
+
+@pytest.mark.parametrize("version", [b"relay 0", b"relay 99"])
+async def test_a_version_that_cannot_read_the_state_closes_says_so_and_goes_on(
+    service: Service, version: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Back to an old one, and on to one that is to come."""
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(service.connection())
+        async with service.relay():
+            await client.prove(ALICE, token=service.token)
+            await client.echo(ALICE.public())
+        monkeypatch.setattr(handover, "FORMAT", version)
+        async with service.relay():
+            assert await client.frame() == b""
+            assert (await service.status())["not_resumed"] == {"unknown_format": 1}
+            assert "of another version" in capsys.readouterr().out
+            again = await stack.enter_async_context(service.connection())
+            await again.prove(ALICE, token=service.token)
+        async with service.relay():
+            await again.echo(ALICE.public())
 
 
 @pytest.mark.parametrize("policy", ["optional", "required"])
