@@ -25,7 +25,7 @@ import trio
 from msgspec import structs
 
 import relayd
-from relayd.agent.agent_status import histories, interest, merge_drops, peer_status, ways
+from relayd.agent.agent_status import histories, interest, merge_drops, peer_status, proxy_status, ways
 from relayd.agent.cluster import Cluster
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.direct_paths import DirectPaths
@@ -117,6 +117,7 @@ class Agent:
                 handover=handover,
                 on_message=self._on_message,
                 on_gone=on_gone,
+                on_up=lambda: self.proxy.initiations.all_again(self.poller.now),
                 agents=lambda: len(self.reconciler.interface.peers) + 1,
             )
 
@@ -247,7 +248,7 @@ class Agent:
             ),
             "queued_bytes": self.relays.queued_bytes,
             "queue_delay": self.relays.delays.status(),
-            "proxy": {"renewals": self.proxy.renewals, "last_error": self.proxy.last_error},
+            "proxy": proxy_status(self.proxy),
             "loop_lag_ms_max": round(self.loop_lag.max_s() * 1e3, 3),
         }
 
@@ -281,12 +282,15 @@ class Agent:
         self.reconciler.nudge()
 
     def _on_message(self, key: bytes, payload: bytes, now: float) -> None:
+        self.proxy.initiations.again(key, self.poller.now)
         if self.direct_paths is not None:
             self.direct_paths.prober.on_relayed(key, payload, now)
 
     def _on_gone(self, gone: PeerGone) -> None:
         self.settings.relay_sets.look_soon()
         self.proxy.peer_gone(gone.key, gone.reason, trio.current_time())
+        if self.relays.several:  # its frames go to the next relay now
+            self.proxy.initiations.again(gone.key.raw, self.poller.now)
 
     def _deliver(self, buffer: bytearray, runs: list[Run], now: float) -> None:
         self.proxy.deliver(buffer, runs, now)

@@ -10,6 +10,7 @@ import trio
 
 from relayd.agent.reconcile import Path, PeerPath
 from relayd.agent.relayed_peer import RelayedPeer
+from relayd.agent.wg_proxy import WgProxy
 from relayd.keys import PublicKey
 from relayd.paths import report
 from relayd.paths.pathfinder import Pathfinder
@@ -81,6 +82,15 @@ async def histories(finders: Mapping[PublicKey, Pathfinder]) -> bytes:
         told[str(key)] = report.history(finder, trio.current_time())
         await trio.lowlevel.checkpoint()
     return json.dumps({"histories": told}).encode() + b"\n"
+
+
+def proxy_status(proxy: WgProxy) -> dict[str, object]:
+    """What the socket on `lo` has been through."""
+    return {
+        "renewals": proxy.renewals,
+        "last_error": proxy.last_error,
+        "initiations_sent_again": proxy.initiations.sent_again,
+    }
 
 
 def merge_drops(*parts: Mapping[str, int]) -> dict[str, int]:

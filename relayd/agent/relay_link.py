@@ -73,17 +73,19 @@ class RelayLink:
         handover: AgentHandover | None = None,
         on_message: OnMessage = _nobody_listens,
         on_gone: Callable[[PeerGone], None] = _nobody_minds,
+        on_up: Callable[[], None] = lambda: None,
         agents: Callable[[], int] = lambda: 1,
         dial: Dial = dial,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """`on_runs` gets the runs of Data frames of other keys, `on_message` the sealed messages among them,
-        `on_gone` what the relay says of a peer that it can't reach. `home_key` is the node for whose sake we
-        go to this relay; None: our own. `agents` estimates how many agents the relay has. `uniform` draws the
-        jitter of the waits. With `handover` connections outlive the process.
+        `on_gone` what the relay says of a peer that it can't reach; `on_up` is called when it has let us in
+        and has what waited for that. `home_key` is the node for whose sake we go to this relay; None: our
+        own. `agents` estimates how many agents the relay has. `uniform` draws the jitter of the waits. With
+        `handover` connections outlive the process.
         """
         self._poller, self._relay, self._key = poller, relay, key
-        self._on_gone = on_gone
+        self._on_gone, self._on_up = on_gone, on_up
         self._settings, self._agents, self._uniform = settings, agents, uniform
         self._known = known if known is not None else KnownRelays(None)
         self._handover = handover if handover is not None else AgentHandover(Manager.none())
@@ -393,6 +395,7 @@ class RelayLink:
             self._sender = leg
             self._send_waiting(leg)
         self._journal.connected(leg, proved, dials=self.dials)
+        self._on_up()
 
     def _send_waiting(self, leg: RelayLeg) -> None:
         """What came while there was no connection and isn't too old."""

@@ -101,6 +101,11 @@ class RelayPool:
         return any(link.connected for link in self._links())
 
     @property
+    def several(self) -> bool:
+        """Whether there is more than one relay."""
+        return self._only is None
+
+    @property
     def relay_endpoint(self) -> Endpoint | None:
         """Where the connection to the home relay goes to; None: there is none."""
         return self.home.relay_endpoint

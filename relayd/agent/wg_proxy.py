@@ -16,6 +16,7 @@ from errno import EAGAIN, ECONNREFUSED, EINVAL, EIO, ENOBUFS, EOPNOTSUPP, EPERM
 from ipaddress import IPv4Address
 from select import EPOLLIN
 
+from relayd.agent.initiations import INITIATION_BYTES, Initiations
 from relayd.agent.proxy_needs import HandOver, SendFrames, Watcher
 from relayd.agent.relayed_peer import RelayedPeer
 from relayd.endpoints import Endpoint
@@ -103,7 +104,8 @@ class WgProxy:
         self._paused_until = 0.0
         self.pauses = 0
         """Times that reading was put off because the link was congested."""
-        self._slots = ReceiveSlots(KEYED_BYTES, fitted=FULL_DATAGRAM)
+        self._slots = ReceiveSlots(KEYED_BYTES, fitted=FULL_DATAGRAM, never=INITIATION_BYTES)
+        self.initiations = Initiations(send_frames)
         self._batch = SendBatch(segmenting=segmenting)
         self._by_key: dict[bytes, RelayedPeer] = {}
         self._by_address: dict[int, RelayedPeer] = {}
@@ -262,7 +264,9 @@ class WgProxy:
                 runs.append(slots.stretch(first, slot))
             first = slot + 1
             if source == wireguard and peer is not None and not flag:
-                runs.append(slots.frame(slot, length, head))
+                runs.append(frame := slots.frame(slot, length, head))
+                if length == INITIATION_BYTES:
+                    self.initiations.note(peer.key.raw, frame, peer, self._watcher.now)
         if first < count:
             runs.append(slots.stretch(first, count))
         if runs:

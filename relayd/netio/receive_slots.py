@@ -57,8 +57,9 @@ class ReceiveSlots:
     the kernel dropped because the socket's receive buffer was full, as of the last `columns`.
     """
 
-    def __init__(self, head_room: int, *, fitted: int) -> None:
-        self._head_room = head_room
+    def __init__(self, head_room: int, *, fitted: int, never: int = 0) -> None:
+        """`never` is a length that the slots are never fitted to, however many datagrams have it."""
+        self._head_room, self._never = head_room, never
         self._wide_stride = head_room + MAX_DATAGRAM
         # Anonymous mappings: pages that no datagram reaches are never there.
         self._tight_memory = mmap.mmap(-1, SLOTS * self._wide_stride)
@@ -223,7 +224,7 @@ class ReceiveSlots:
         Only when the batch's frames have been handed on: refitting moves the slots.
         """
         longest = min(max(lengths), MAX_DATAGRAM)
-        if longest == self.fitted or lengths.count(longest) * 4 < len(lengths):
+        if longest in (self.fitted, self._never) or lengths.count(longest) * 4 < len(lengths):
             return
         if longest < self.fitted and self.fitted in lengths:
             return

@@ -176,14 +176,17 @@ class PathMesh:
         return None if status is None or not status["peers"] else status["peers"][0]
 
     def wait_up(self, timeout_s: float = START_S) -> float:
-        """Wait until both agents are connected to the relay. time.time() then."""
-        for name in ("a", "b"):
+        """Wait until the agents (all that were started) are connected to the relay and have given WireGuard
+        an endpoint. time.time() then. A packet that comes before that has wireguard-go wait for 5 s."""
+        for name in self.agents:
             wait_until(partial(self._is_up, name), f"the agent on {name} is connected", timeout_s)
         return time.time()
 
     def _is_up(self, name: str) -> bool:
         status = status_of(self.nodes[name], CONTROL)
-        return status is not None and status["relay"]["state"] == "connected"
+        if status is None or status["relay"]["state"] != "connected":
+            return False
+        return self.endpoint(name) is not None
 
     def path(self, name: str) -> str:
         """The path of the agent's only peer; "" when nobody answers."""
