@@ -9,6 +9,9 @@ import pytest
 from relayd.demo.host import check_programs
 from relayd.demo.lab import Lab
 from relayd.errors import HostError
+from tests.helpers.pairings import pytest_terminal_summary
+
+__all__ = ["lab", "pytest_terminal_summary"]
 
 PROGRAMS = ("iperf3", "nft", "ping", "wg", "wireguard-go")
 
