@@ -26,6 +26,14 @@ CALM_S = 300.0
 """For this long after the last one, every displacement of such a key is told of. Two agents that have been
 told pause FLAPPING_S before they come back, so their displacements are farther apart than that."""
 
+LIVED_S = 6.0
+"""A holder that was heard within this lived when it was displaced: who is silent for 5.5 s is asked. An agent
+that comes back from a fault has been silent for longer."""
+
+TURNS = 3
+"""So many displacements of living holders, none longer than CALM_S after the one before, are two agents that
+pause in between. One that moves from network to network seldom does so as often: the worst is a warning."""
+
 MAX_KEYS = 65_536
 """Keys that are remembered, by each of the two memories below: some 10 MB at most. The oldest go first."""
 
@@ -199,6 +207,8 @@ class ProvedKeys:
 class _Last:
     at: float
     flapping: bool
+    turns: int
+    """Displacements of living holders so far, none longer than CALM_S after the one before."""
 
 
 class Displacements:
@@ -211,12 +221,17 @@ class Displacements:
     def __len__(self) -> int:
         return len(self._last)
 
-    def record(self, key: PublicKey, now: float) -> bool:
-        """A connection with `key` is displaced. -> whether both are to be told by Health, and the log: it
-        was displaced within FLAPPING_S before, or has done so and not been calm for CALM_S since."""
+    def record(self, key: PublicKey, now: float, *, silent_s: float) -> bool:
+        """A connection with `key` is displaced that was heard `silent_s` seconds ago. -> whether both are to
+        be told by Health, and the log: it was displaced within FLAPPING_S before, or while it lived TURNS
+        times, or has been told and not been calm for CALM_S since."""
         last = self._last.pop(key, None)
-        flapping = last is not None and now - last.at < (CALM_S if last.flapping else FLAPPING_S)
-        self._last[key] = _Last(now, flapping)
+        turns = int(silent_s < LIVED_S)
+        flapping = False
+        if last is not None and now - last.at < CALM_S:
+            turns += last.turns
+            flapping = last.flapping or now - last.at < FLAPPING_S or turns >= TURNS
+        self._last[key] = _Last(now, flapping, turns)
         while len(self._last) > self._max_keys:
             self._last.popitem(last=False)
         return flapping

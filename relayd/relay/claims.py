@@ -89,7 +89,8 @@ class Claims:
     def _displace(self, holder: Connection, newcomer: Connection) -> None:
         """The switch has `newcomer` in its place by now."""
         plane = self._plane
-        flapping = self._displacements.record(holder.key, trio.current_time())
+        silent_s = time.monotonic() - holder.heard_at
+        flapping = self._displacements.record(holder.key, trio.current_time(), silent_s=silent_s)
         self._say_displaced(holder, newcomer.endpoint, two_agents=flapping)
         if flapping:
             plane.send_frame(newcomer, encode_health(TWO_AGENTS))

@@ -11,6 +11,7 @@ from relayd.keys import PublicKey
 from relayd.relay.admission import (
     CALM_S,
     FLAPPING_S,
+    LIVED_S,
     Displacements,
     Gate,
     ProvedKeys,
@@ -206,41 +207,63 @@ def test_proved_keys_are_bounded_and_the_oldest_is_forgotten() -> None:
     assert [key in proved for key in keys] == [True, False, True]
 
 
+SILENT_S = LIVED_S
+"""Of an agent that comes back from a fault."""
+
+
 def test_g7_a_second_displacement_within_thirty_seconds_is_told() -> None:
     displaced = Displacements()
-    assert not displaced.record(A, 100.0)
-    assert not displaced.record(B, 101.0)
-    assert displaced.record(A, 100.0 + FLAPPING_S - 0.1)
+    assert not displaced.record(A, 100.0, silent_s=SILENT_S)
+    assert not displaced.record(B, 101.0, silent_s=SILENT_S)
+    assert displaced.record(A, 100.0 + FLAPPING_S - 0.1, silent_s=SILENT_S)
 
 
 def test_an_agent_that_comes_back_now_and_then_is_told_nothing() -> None:
     displaced = Displacements()
     for number in range(10):
-        assert not displaced.record(A, number * FLAPPING_S)
+        assert not displaced.record(A, number * FLAPPING_S, silent_s=SILENT_S)
 
 
 def test_g7_two_agents_that_pause_are_told_for_as_long_as_they_go_on() -> None:
     displaced = Displacements()
-    displaced.record(A, 0.0)
-    assert displaced.record(A, 1.0)
+    displaced.record(A, 0.0, silent_s=SILENT_S)
+    assert displaced.record(A, 1.0, silent_s=SILENT_S)
     for number in range(1, 20):
-        assert displaced.record(A, 1.0 + number * 31)
-    assert not displaced.record(A, 1.0 + 19 * 31 + CALM_S)
+        assert displaced.record(A, 1.0 + number * 31, silent_s=SILENT_S)
+    assert not displaced.record(A, 1.0 + 19 * 31 + CALM_S, silent_s=SILENT_S)
+
+
+def test_g7_two_agents_that_pause_from_the_first_are_told_at_the_third_turn() -> None:
+    displaced = Displacements()
+    assert [displaced.record(A, number * 35.0, silent_s=1.0) for number in range(4)] == [False] * 2 + [
+        True
+    ] * 2
+
+
+def test_turns_that_are_far_apart_are_no_turns() -> None:
+    displaced = Displacements()
+    assert not any(displaced.record(A, number * CALM_S, silent_s=1.0) for number in range(5))
+
+
+def test_an_agent_that_comes_back_from_faults_and_once_moved_is_told_nothing() -> None:
+    displaced = Displacements()
+    for number, silent_s in enumerate((1.0, SILENT_S, SILENT_S, 1.0, SILENT_S)):
+        assert not displaced.record(A, number * 40.0, silent_s=silent_s)
 
 
 def test_a_key_that_was_displaced_again_is_not_the_oldest() -> None:
     displaced = Displacements(max_keys=2)
-    displaced.record(A, 0.0)
-    displaced.record(B, 1.0)
-    displaced.record(A, 2.0)
-    displaced.record(PublicKey(drawn("third")), 3.0)
-    assert displaced.record(A, 4.0)
+    displaced.record(A, 0.0, silent_s=SILENT_S)
+    displaced.record(B, 1.0, silent_s=SILENT_S)
+    displaced.record(A, 2.0, silent_s=SILENT_S)
+    displaced.record(PublicKey(drawn("third")), 3.0, silent_s=SILENT_S)
+    assert displaced.record(A, 4.0, silent_s=SILENT_S)
 
 
 def test_displacements_are_forgotten_when_they_are_old_and_bounded_until_then() -> None:
     displaced = Displacements(max_keys=2)
     for number in range(5):
-        displaced.record(PublicKey(drawn(str(number))), float(number))
+        displaced.record(PublicKey(drawn(str(number))), float(number), silent_s=SILENT_S)
     assert len(displaced) == 2
     displaced.forget(3.0 + CALM_S - 0.1)
     assert len(displaced) == 2
