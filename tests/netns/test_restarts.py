@@ -69,7 +69,7 @@ def test_both_agents_and_the_relay_killed_at_once_come_back(mesh: Mesh) -> None:
     assert mesh.endpoint_strings() == before
 
 
-def test_one_fault_is_one_dial(mesh: Mesh) -> None:
+def test_g13_one_fault_is_one_dial(mesh: Mesh) -> None:
     wait_connected(mesh.b)
     dials = agent_status(mesh.b)["relay"]["dials"]
     # The connection is reset under both, with the relay up: what is dialled next succeeds.

@@ -47,7 +47,7 @@ async def test_register_and_data_in_one_segment_is_fine(tmp_path: Path) -> None:
         assert await a.frame() == echo
 
 
-async def test_unknown_and_short_frames_are_skipped_and_counted(tmp_path: Path) -> None:
+async def test_g23_unknown_and_short_frames_are_skipped_and_counted(tmp_path: Path) -> None:
     async with relay(tmp_path) as running, running.agent(A) as a:
         await a.send(
             frames.encode(0x77, b"?"),
@@ -204,14 +204,17 @@ def datagrams_at(sock: socket.socket) -> list[tuple[bytes, int]]:
         return got
 
 
-async def test_nat_probe_answers_from_the_bound_port_and_from_a_fresh_one(tmp_path: Path) -> None:
+async def test_g16_nat_probe_answers_from_the_bound_port_and_from_a_fresh_one(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         async with relay(tmp_path) as running, running.agent(A) as a:
-            await a.send(frames.NatProbe(IPv4Address("127.0.0.1"), sock.getsockname()[1]).encode())
+            request = frames.NatProbe(IPv4Address("127.0.0.1"), sock.getsockname()[1]).encode()
+            await a.send(request)
             await a.echo(A)
             got = dict(datagrams_at(sock))
+            # On the wire, with the headers of IP and of TCP or UDP, no answer is longer than its request.
+            assert all(len(answer) + 20 + 8 <= len(request) + 20 + 20 for answer in got)
             assert got[b"WIREKUBE_NAT_VERIFY"] == running.port
             assert got[b"WIREKUBE_NAT_PROBE"] != running.port
             assert len(got) == 2
@@ -220,7 +223,7 @@ async def test_nat_probe_answers_from_the_bound_port_and_from_a_fresh_one(tmp_pa
 @pytest.mark.parametrize(
     "target", ["127.0.0.2", "0.0.0.0", "255.255.255.255", "224.0.0.1", "169.254.1.1", "192.0.2.1"]
 )
-async def test_nat_probe_to_any_other_address_is_refused(tmp_path: Path, target: str) -> None:
+async def test_g16_nat_probe_to_any_other_address_is_refused(tmp_path: Path, target: str) -> None:
     async with relay(tmp_path) as running, running.agent(A) as a:
         await a.send(
             frames.NatProbe(IPv4Address(target), 9).encode(),
@@ -230,7 +233,7 @@ async def test_nat_probe_to_any_other_address_is_refused(tmp_path: Path, target:
         assert (await running.status())["nat_probes"] == {"refused_not_requester": 2}
 
 
-async def test_nat_probes_are_rate_limited(tmp_path: Path) -> None:
+async def test_g16_nat_probes_are_rate_limited(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         async with relay(tmp_path) as running, running.agent(A) as a:

@@ -73,7 +73,7 @@ async def test_silent_relay_is_given_up_and_dialled_again(mock_clock: MockClock)
     assert lines[-1]["reason"] == "stopped"
 
 
-async def test_three_faults_at_once_are_one_dial(mock_clock: MockClock) -> None:
+async def test_g13_three_faults_at_once_are_one_dial(mock_clock: MockClock) -> None:
     """A read error, a write error and an echo that times out meet in one round of the loop."""
     with TinyRelay() as relay:
         async with running(relay) as rig:
@@ -186,7 +186,7 @@ async def test_relay_probe_is_answered_with_its_token(mock_clock: MockClock) -> 
             assert await session.expect(RELAY_PROBE) == b"whoareyo"
 
 
-async def test_unknown_and_useless_frames_are_counted_and_skipped(mock_clock: MockClock) -> None:
+async def test_g23_unknown_and_useless_frames_are_counted_and_skipped(mock_clock: MockClock) -> None:
     with TinyRelay() as relay:
         async with running(relay) as rig:
             session = await relay.accept()
