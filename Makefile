@@ -56,7 +56,8 @@ test:
 	python=$$venv/bin/python
 	$(CHECK)
 	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
-	$(LIMIT) 1080 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/tools tests/interop tests/netns
+	$(LIMIT) 780 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider -n 2 --dist worksteal \
+		tests/tools tests/interop tests/netns
 	say "pytest: attacks on a relay"
 	$(LIMIT) 300 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/security tests/fuzz
 	say "pytest: the status page in a browser"
