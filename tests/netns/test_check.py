@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network
-from typing import Any
 
 import pytest
 
@@ -18,12 +16,8 @@ from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.keys import PrivateKey
 from relayd.wire.identity import NO_TOKEN, TLS_ONLY, WRONG_TOKEN
-from tests.helpers.netns import relay_status, snapshot, status_of, wait_until, write
-
-RELAY = "192.0.2.1:3478"
-CHECK_S = 30.0
-
-Findings = list[dict[str, str]]
+from tests.helpers.checking import CHECK_S, RELAY, check, faults, only, run_command, unchanged
+from tests.helpers.netns import relay_status, status_of, wait_until, write
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,58 +47,6 @@ def host(lab: Lab, relay_host: Node) -> Iterator[Node]:
         if process.title.startswith("host"):
             lab.discard(process)
     relay_host.run("sh", "-c", "ip link delete to-host 2>/dev/null || true")
-
-
-def check(
-    lab: Lab, node: Node, *arguments: str, relay: str = RELAY, unable: bool = False
-) -> tuple[int, Findings]:
-    """(exit status, findings) of `relayd check` in the node; `unable`: without any capability."""
-    command = [*RELAYD, "check", "--json", *arguments, *(["--relay", relay] if relay else [])]
-    if unable:
-        # (capsh runs a shell: a drop from the bounding set counts at the next execve.)
-        command = [
-            "setpriv",
-            "--bounding-set",
-            "-all",
-            "--inh-caps",
-            "-all",
-            "--ambient-caps",
-            "-all",
-            *command,
-        ]
-    process = node.start(*command)
-    status = process.wait(CHECK_S)
-    answer: dict[str, Any] = json.loads(process.output())
-    lab.discard(process)
-    assert status == (1 if answer["errors"] else 0)
-    return status, answer["findings"]
-
-
-def faults(found: tuple[int, Findings], check: str = "") -> Findings:
-    return [one for one in found[1] if one["level"] != "ok" and check in ("", one["check"])]
-
-
-def only(found: tuple[int, Findings], check: str) -> dict[str, str]:
-    (fault,) = faults(found, check)
-    return fault
-
-
-def run_command(node: Node, finding: dict[str, str]) -> None:
-    """What the finding says mends it, as it stands there."""
-    node.run("sh", "-ec", finding["command"])
-
-
-@contextmanager
-def unchanged(node: Node) -> Iterator[None]:
-    seen = [snapshot(node)]
-
-    def settled() -> bool:  # new links and their addresses take a moment
-        seen.append(snapshot(node))
-        return seen[-1] == seen[-2] and "tentative" not in seen[-1]["addresses"]
-
-    wait_until(settled, "nothing changes by itself")
-    yield
-    assert snapshot(node) == seen[-1]
 
 
 def test_a_good_host_has_no_fault_and_nothing_is_changed(lab: Lab, host: Node) -> None:
