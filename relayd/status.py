@@ -106,7 +106,7 @@ async def _ask_for_peer(paths: Sequence[str], peer: str, why: bool) -> list[dict
             errors.append(error)
             continue
         for one in status.get("peers") or ():
-            if str(one.get("key")).startswith(peer):
+            if str(one.get("key")).startswith(peer) or peer == one.get("name"):
                 found.append(one | ({"history": histories.get(one["key"], [])} if why else {}))
     if errors and not found:
         raise errors[0]

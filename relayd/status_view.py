@@ -88,7 +88,7 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
         elif paths:
             why += f"\nfor {since}" + (f"; {more}" if more else "")
         table.add_row(
-            text(peer.get("key"))[:8],
+            text(peer.get("name") or text(peer.get("key"))[:8]),
             Text(path, _STYLE_OF_PATH.get(path, "")),
             *((since,) if wide else ()),
             ago(peer.get("handshake_age_s")),

@@ -264,6 +264,7 @@ class Agent:
         if limit is not None:
             paths = heapq.nlargest(limit, paths, key=interest)
         finders = self.direct_paths.prober.finders if self.direct_paths is not None else {}
+        names = {peer.key: peer.name for peer in self.follower.mesh.peers}
         return (
             peer_status(
                 path,
@@ -271,6 +272,7 @@ class Agent:
                 relay_connected=self.relays.connected,
                 now=now,
                 finder=finders.get(key),
+                name=names.get(key, ""),
             )
             for key, path in paths
         )

@@ -24,6 +24,7 @@ def peer_status(
     relay_connected: bool,
     now: float,
     finder: Pathfinder | None = None,
+    name: str = "",
 ) -> dict[str, object]:
     """One peer. Its path is "none" when it is on the relay and there is no relay. `now`: as in the plan."""
     peer = path.peer
@@ -31,6 +32,7 @@ def peer_status(
     no_way = path.path is Path.RELAY and not relay_connected
     return {
         "key": str(peer.key),
+        "name": name,
         "path": "none" if no_way else path.path.value,
         "reason": path.reason,
         "endpoint": None if endpoint is None else str(endpoint),

@@ -51,6 +51,7 @@ def peer_mistakes(
     own_key = owned.private_key.public() if owned is not None and owned.private_key is not None else None
     own_hosts = {address.ip for address in owned.address} if owned is not None else set()
     first: dict[PublicKey, int] = {}
+    named: dict[str, int] = {}
     for index, peer in peers.items():
         key_place = document.place(("peer", index, "public_key"))
         if peer.public_key == own_key:
@@ -59,6 +60,11 @@ def peer_mistakes(
             yield key_place.error(
                 f"the same key as {_other(document, first[peer.public_key])}",
                 "one [[peer]] a key; put all its allowed_ips there",
+            )
+        if peer.name and named.setdefault(peer.name, index) != index:
+            yield document.place(("peer", index, "name")).error(
+                f"the same name as {_other(document, named[peer.name])}",
+                "a name is one peer's, as its key is",
             )
         for element, network in enumerate(peer.allowed_ips):
             if network.num_addresses == 1 and network.network_address in own_hosts:

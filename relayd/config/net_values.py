@@ -17,6 +17,9 @@ from relayd.join import JoinString
 from relayd.keys import PublicKey
 from relayd.wire.frames import MAX_PAYLOAD
 
+MAX_PEER_NAME = 63
+"""Characters, as of a label of DNS: more has no room in a table on a terminal."""
+
 MIN_MTU = 576
 """What every IPv4 host takes (RFC 791, section 3.1). Tunnels under IPv4 links that small exist."""
 
@@ -94,6 +97,16 @@ def node_name(value: object) -> str:
     if len(name) > 253 or not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
         hint = "1 to 253 of a-z 0-9 . -, as `kubectl get node` has it"
         raise WrongError(f"{name!r} can't name a node", hint)
+    return name
+
+
+def peer_name(value: object) -> str:
+    """What people call a peer: a label of metrics, a column of a table."""
+    name = text(value)
+    if not name.isprintable() or not name.strip() or len(name) > MAX_PEER_NAME:
+        raise WrongError(
+            f"{name!r} can't name a peer", f"up to {MAX_PEER_NAME} characters that can be printed"
+        )
     return name
 
 

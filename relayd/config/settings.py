@@ -340,5 +340,8 @@ PEER_KEYS = {
         kinds.number(0, 65535, "seconds, 0 is off", metavar="SECONDS"),
         "between packets that keep a NAT on the way open; 0 is off",
     ),
+    "name": Key(
+        Kind(net_values.peer_name, "NAME"), "what status, page and metrics call it; without, its key"
+    ),
 }
 """Of each [[peer]] of that interface."""

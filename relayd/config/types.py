@@ -175,6 +175,9 @@ class PeerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     persistent_keepalive: int = 0
     """Seconds; 0: off, as `wg` has it."""
 
+    name: str = ""
+    """What people call it, in the status and as a label of metrics; "": its key."""
+
 
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that `relayd agent` is told. Durations end in their unit, sizes are bytes."""

@@ -59,6 +59,9 @@ class MeshPeer:
     keepalive_s: int = 0
     """WireGuard's persistent keepalive; 0: off."""
 
+    name: str = ""
+    """What people call it; "": nothing but its key."""
+
 
 class RelayMode(Enum):
     """When the relays are used."""

@@ -19,6 +19,7 @@ def mesh_of(config: AgentConfig) -> Mesh:
                 allowed_ips=peer.allowed_ips,
                 endpoint=peer.endpoint,
                 keepalive_s=peer.persistent_keepalive,
+                name=peer.name,
             )
             for peer in config.peers
         ),

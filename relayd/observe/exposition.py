@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from relayd.observe.metric import Metric, PeerMetric, Peers, Status, Value
+from relayd.observe.metric import NODE, Metric, PeerMetric, Peers, Status, Value
 from relayd.observe.metrics import AGENT, MAX_PEERS, PEER, RELAY
 from relayd.observe.prometheus import (
     CollectorRegistry,
@@ -53,10 +53,11 @@ class _Once:
 
 def collect(status: Status, peers: Peers, *, source: str) -> Iterator[Family]:
     """The metric families of a relay or an agent. `source` names this node, unless its cluster does."""
+    source = str((status.get("cluster") or {}).get("node") or source)
     for metric in RELAY if status["role"] == "relay" else AGENT:
-        yield _family(metric, metric.value(status, peers))
+        value = metric.value(status, peers)
+        yield _family(metric, {source: value} if metric.label == NODE else value)
     if status["role"] == "agent":
-        source = str((status.get("cluster") or {}).get("node") or source)
         listed = peers[:MAX_PEERS]
         for one in PEER:
             yield _peer_family(one, listed, source)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NODE = "node"
+"""A label that is this node's name, whatever the status says."""
+
 Status = Mapping[str, Any]
 Peers = Sequence[Status]
 Number = float | int | bool | None
@@ -24,6 +27,7 @@ class Metric:
     help: str
     value: Callable[[Status, Peers], Value]
     label: str = ""
+    """NODE; or another one, of which `value` has a figure for each value."""
 
 
 @dataclass(frozen=True, slots=True)

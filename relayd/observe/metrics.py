@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from relayd import marks
 from relayd.observe.health import not_ready
-from relayd.observe.metric import Metric, PeerMetric, Peers, Status, Value, at, milliseconds, on
+from relayd.observe.metric import NODE, Metric, PeerMetric, Peers, Status, Value, at, milliseconds, on
 
 MAX_PEERS = 1000
 """Peers with series of their own, the first in the order of the status: ten series each. The rest is counted
@@ -34,9 +34,14 @@ NAT_TYPES = {"unknown": 0, "cone": 1, "symmetric": 2, "port-restricted-cone": 3,
 """As WireKube's wirekube_node_nat_type has them."""
 
 
-def _nat_types(status: Status, _peers: Peers) -> Value:
+def _nat_types(status: Status, _peers: Peers) -> dict[str, int]:
     found = status.get("discovery") or {}
     return {version: NAT_TYPES[nat] for version, nat in (found.get("nat") or {}).items()}
+
+
+def _node_nat_type(status: Status, peers: Peers) -> Value:
+    """Of IPv4, which is where the NATs are; 0 until it is known, as WireKube has it."""
+    return _nat_types(status, peers).get("ipv4", 0)
 
 
 # --- the tables ---
@@ -198,6 +203,13 @@ AGENT = (
         "The NAT in front of this host: 0 unknown, 1 cone, 2 symmetric, 3 port-restricted cone, 4 open.",
         _nat_types,
         label="version",
+    ),
+    Metric(
+        "wirekube_node_nat_type",
+        "gauge",
+        "The same of IPv4; node is this node's name.",
+        _node_nat_type,
+        label=NODE,
     ),
     Metric(
         "relayd_mesh_waits_for_restart",

@@ -290,8 +290,14 @@ async def serve(
             for listener in listeners:
                 relay.poller.yield_when_readable(listener.fileno())
             telling = Telling(relay)
+            accepting = [
+                Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
+                for one in listeners
+            ]
+            # The data plane comes last: while it carries what has waited for it, it lets the others run every
+            # 10 ms, and each takes some turns to start. (Last but for what may take for ever.)
+            plane = Service(name="data plane", run=relay.poller.run)
             services = [
-                Service(name="data plane", run=relay.poller.run),
                 *(Service(name=f"{one.what} files", run=one.run) for one in relay.reloaders),
                 Service(name="doorway", run=relay.doorway.run),
                 Service(name="throttle", run=relay.plane.throttle.run),
@@ -304,10 +310,10 @@ async def serve(
                 *watchdog_services(manager, relay.poller, stack),
                 *status_services(manager, relay.status_line),
                 Service(name="http", run=partial(serve_http, http, relay, telling)),
-                *([relay.admission.service] if relay.admission is not None else []),
                 *(
-                    Service(name=f"listener {name_of(one)}", run=partial(_accept, relay.doorway, one))
-                    for one in listeners
+                    [plane, relay.admission.service, *accepting]
+                    if relay.admission is not None
+                    else [*accepting, plane]
                 ),
             ]
             await nursery.start(supervise, services)

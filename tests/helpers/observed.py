@@ -80,6 +80,7 @@ def agent_peer(number: int, path: str = "direct", **facts: object) -> dict[str, 
     direct = path == "direct"
     return {
         "key": key(number),
+        "name": "",
         "path": path,
         "reason": "session" if direct else "no handshake for 180 s",
         "endpoint": f"203.0.113.{number}:51820" if direct else f"127.64.3.{number}:22347",

@@ -36,10 +36,12 @@ _names = itertools.count()
 class RelayProcess:
     """A running relay."""
 
-    def __init__(self, directory: Path, *flags: str) -> None:
+    def __init__(self, directory: Path, *flags: str, port: int = 0) -> None:
+        """`port` 0: any free one."""
         self.log = directory / "log"
         places = ["--control", str(directory / "c.sock"), "--state", str(directory / "state")]
-        command = [sys.executable, "-m", "relayd", "serve", "--listen", "127.0.0.1:0", "--host", "127.0.0.1"]
+        at = ["--listen", f"127.0.0.1:{port}", "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", "relayd", "serve", *at]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *places, "--http", "off", "--log", "json", *flags],
@@ -70,6 +72,13 @@ class RelayProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(SOON_S)
 
+    def kill(self) -> None:
+        """SIGKILL, and let go of it."""
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
     def said(self) -> str:
         return self.log.read_text()
 
@@ -83,10 +92,7 @@ def relay(directory: Path, *flags: str) -> Iterator[RelayProcess]:
         assert running.process.poll() in (None, 0), running.said()[-4000:]
         assert "Traceback" not in running.said(), running.said()[-4000:]
     finally:
-        running.process.kill()
-        running.process.wait()
-        if running.process.stdout is not None:
-            running.process.stdout.close()
+        running.kill()
 
 
 class Agent:

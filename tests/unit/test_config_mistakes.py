@@ -8,6 +8,7 @@ import pytest
 
 from relayd.config import load_agent
 from relayd.errors import ConfigError
+from relayd.keys import PublicKey
 from tests.helpers.config_files import (
     AGENT,
     KEY_A,
@@ -19,6 +20,8 @@ from tests.helpers.config_files import (
     with_private_key,
     write,
 )
+
+OTHER = PublicKey(b"\xcc" * 32)
 
 
 @pytest.fixture
@@ -81,6 +84,16 @@ AGENT_MISTAKES = {
         str(KEY_B),
         str(KEY_A),
         (18, "peer[2].public_key", "the same key as peer[1], line 11", "one [[peer]] a key"),
+    ),
+    "a name that another has": (
+        "persistent_keepalive = 25",
+        f'name = "b"\n[[peer]]\npublic_key = "{OTHER}"\nallowed_ips = "192.0.2.0/24"\nname = "b"',
+        (19, "peer[2].name", "the same name as peer[1], line 11", "one peer's"),
+    ),
+    "a name that nobody can read": (
+        "persistent_keepalive = 25",
+        'name = "b\\u0007"',
+        (15, "peer[1].name", "can't name a peer", "can be printed"),
     ),
     "our own key": (
         str(KEY_B),

@@ -104,6 +104,20 @@ def test_peers_have_their_path_their_age_and_their_bytes() -> None:
     assert value(status, "relayd_ready") == 0
 
 
+def test_a_peer_with_a_name_has_that_as_its_label() -> None:
+    status = agent_status(("direct", "relay"))
+    status["peers"][0]["name"] = "branch office"
+    key = status["peers"][1]["key"]
+    assert value(status, "wirekube_peer_transport_mode", source="vm", peer="branch office") == 1
+    assert value(status, "wirekube_peer_transport_mode", source="vm", peer=key) == 2
+
+
+def test_the_nodes_nat_has_the_label_that_wirekubes_dashboards_know() -> None:
+    status = agent_status()
+    assert value(status, "wirekube_node_nat_type", node="vm") == 3
+    assert value(status | {"discovery": None}, "wirekube_node_nat_type", node="vm") == 0
+
+
 @pytest.mark.parametrize("status", [relay_status(), agent_status()], ids=["relay", "agent"])
 def test_the_statuses_of_the_tests_are_like_real_ones(status: dict[str, Any]) -> None:
     assert undocumented(status) == set()

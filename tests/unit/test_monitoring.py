@@ -110,6 +110,7 @@ def test_the_dashboard_shows_every_metric_that_counts() -> None:
         "relayd_unknown_frames_total",
         "up",
         "wirekube_peer_bytes_received_total",
+        "wirekube_node_nat_type",
         "wirekube_peer_connected",
     }
     shown = {name for query in queries() for name in asked(query)}
@@ -154,3 +155,28 @@ def test_every_alert_has_its_paragraph_and_every_paragraph_its_alert() -> None:
 def test_what_the_runbook_names_is_exposed() -> None:
     named = set(re.findall(r"\b(?:relayd|wirekube|process)_[a-z_]+\b", RUNBOOK.read_text()))
     assert named <= exposed()
+
+
+# --- the example for the Prometheus Operator ---
+
+
+def test_the_example_finds_the_pods_and_the_alerts_find_its_jobs() -> None:
+    workloads = {
+        resource["metadata"]["name"]: resource["spec"]["template"]
+        for path in ("agent/daemonset.yaml", "relay/deployment.yaml")
+        for resource in yaml.safe_load_all((ROOT / "config" / path).read_text())
+        if "template" in resource["spec"]
+    }
+    down = next(rule for rule in rules() if rule["alert"] == "RelaydDown")
+    job_of = re.search(r'job=~"([^"]+)"', down["expr"])
+    assert job_of is not None
+    monitors = list(yaml.safe_load_all((ROOT / "config" / "examples" / "monitoring.yaml").read_text()))
+    assert len(monitors) == len(workloads)
+    for monitor in monitors:
+        labels = monitor["spec"]["selector"]["matchLabels"]
+        (pod,) = (one for one in workloads.values() if labels.items() <= one["metadata"]["labels"].items())
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        ports = {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
+        assert endpoint["port"] in ports
+        (job,) = (one["replacement"] for one in endpoint["relabelings"] if one["targetLabel"] == "job")
+        assert re.fullmatch(job_of[1], job)

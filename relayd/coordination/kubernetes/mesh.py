@@ -236,6 +236,7 @@ def _peers(
             allowed_ips=tuple(dict.fromkeys(allowed)),
             endpoint=_endpoint(resource.spec.endpoint, who, problems),
             keepalive_s=min(max(resource.spec.persistentKeepalive, 0), 65535),
+            name=name,
         )
         names[key] = name
     return peers, names
