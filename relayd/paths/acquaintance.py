@@ -33,6 +33,9 @@ from relayd.wire.sealed_session import SealedSession
 SHARES_PORT = "shares-port"
 """The feature of an agent that sends and hears Pings on WireGuard's own port."""
 
+BIRTHDAY = "birthday"
+"""The feature of an agent that looks for a peer's ports: it is to, and its own NAT has one mapping."""
+
 CALL_FIRST_S, CALL_CAP_S = 1.0, 120.0
 """Between two words to a peer whose agent doesn't answer; doubled each time."""
 
@@ -75,12 +78,21 @@ class Local:
     prediction: Prediction | None = None
     """Behind a symmetric NAT whose ports follow each other."""
 
+    symmetric: bool = False
+    """Whether the NAT maps each destination anew, over IPv4."""
+
+    birthday: bool = False
+    """Whether the birthday method is wanted (`birthday`)."""
+
     more_features: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
         """What the peer is told that we can do."""
-        return (*self.more_features, SHARES_PORT) if self.shares_port else self.more_features
+        if not self.shares_port:
+            return self.more_features
+        more = (BIRTHDAY,) if self.birthday and not self.symmetric else ()
+        return (*self.more_features, *more, SHARES_PORT)
 
 
 class Acquaintance:
@@ -166,18 +178,7 @@ class Acquaintance:
         yours = self.session.yours if yours is None else yours
         self._told_at = now
         self._told = (to_wire(local.candidates), local.features)
-        out: list[Message] = []
-        if local.prediction is not None:
-            prediction = PortPrediction(
-                generation=self.session.next_generation(),
-                session=self.session.own,
-                yours=yours,
-                address=str(local.prediction.first.address),
-                base=local.prediction.first.port,
-                step=local.prediction.step,
-                count=local.prediction.count,
-            )
-            out.append(prediction)
+        out = self.tell_prediction(local, yours)
         list_ = kind(
             generation=self.session.next_generation(),
             session=self.session.own,
@@ -186,6 +187,23 @@ class Acquaintance:
             features=self._told[1],
         )
         return [*out, list_]
+
+    def tell_prediction(self, local: Local, yours: bytes | None = None) -> list[Message]:
+        """Where our NAT will likely send us from next, if that can be said. `yours`: as of `tell`."""
+        prediction = local.prediction
+        if prediction is None:
+            return []
+        return [
+            PortPrediction(
+                generation=self.session.next_generation(),
+                session=self.session.own,
+                yours=self.session.yours if yours is None else yours,
+                address=str(prediction.first.address),
+                base=prediction.first.port,
+                step=prediction.step,
+                count=prediction.count,
+            )
+        ]
 
     # Pings through the relay --------------------------------------------------------------------------------
 

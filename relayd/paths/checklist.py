@@ -14,7 +14,7 @@ comes from the very endpoint that was pinged, and within ANSWER_S."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
@@ -114,6 +114,7 @@ class Checklist:
         self.full_body_bytes = full_body_bytes
         self._draw = draw
         self.pairs: dict[Endpoint, Pair] = {}
+        self._rounds = 0
         self.round_at = -inf
         """When the last round began."""
         self._paced_until = -inf
@@ -151,13 +152,24 @@ class Checklist:
             self._add(pair)
         return pair
 
-    def predict(self, remotes: Iterable[Endpoint], now: float) -> None:
-        """Where the peer's NAT will likely send it from next; earlier predictions are forgotten."""
+    def predict(self, remotes: Sequence[Endpoint], now: float, *, down: bool = False) -> None:
+        """Where the peer's NAT will likely send it from next; earlier predictions are forgotten.
+
+        `down`: from the last to the first. Of two NATs that count, each Ping to a port of the other's list
+        takes one more port of one's own, so in step both would be late by the same for ever. With one end
+        going up and the other one down, a Ping of each meets the other's mapping somewhere, if what the
+        counters are ahead by adds up to an even number; with one port left out, an odd one.
+        """
         for endpoint, pair in list(self.pairs.items()):
             if pair.method == PREDICTED and pair.answered_at == -inf:
                 del self.pairs[endpoint]
+        checking = self.checking
+        if down:
+            remotes = remotes[-1 - self._rounds % 2 :: -1]
         for remote in remotes:
-            self.meet(remote, now, method=PREDICTED)
+            pair = self.meet(remote, now, method=PREDICTED)
+            if checking:  # its part of the round; it is of no use to the next one
+                self._begin(pair, now)
 
     def known(self, endpoint: Endpoint) -> Endpoint:
         """`endpoint` as the pairs have it: WireGuard and peers name a link-local address without its zone, or
@@ -167,14 +179,18 @@ class Checklist:
             return next((one for one in self.pairs if one.without_scope() == plain), endpoint)
         return endpoint
 
-    def start_round(self, now: float) -> None:
+    def start_round(self, now: float, *, kernel: Endpoint | None = None) -> None:
         """Ping every pair, those of the highest priority first. Where the peer was once met, and isn't any
-        more, is forgotten."""
+        more, is forgotten, unless WireGuard still sends there (`kernel`)."""
+        if kernel is not None:
+            self.meet(kernel, now, method="WireGuard")  # the peer may have taken it off its list
         for endpoint, pair in list(self.pairs.items()):
             met = pair.type == "prflx" and pair.method != PREDICTED
-            if met and pair.state is PairState.FAILED and pair.sent and now - pair.answered_at > KEEP_S:
+            stale = pair.state is PairState.FAILED and pair.sent and now - pair.answered_at > KEEP_S
+            if met and stale and endpoint != kernel:
                 del self.pairs[endpoint]
         self.round_at = now
+        self._rounds += 1
         for pair in self.pairs.values():
             self._begin(pair, now)
 
@@ -281,6 +297,16 @@ class Checklist:
         """Pairs that carried full-size packets both ways within so long, the best first."""
         found = [pair for pair in self.pairs.values() if now - pair.valid_at <= within_s]
         return sorted(found, key=lambda one: -one.priority)
+
+    def mapped_endpoint(self) -> Endpoint | None:
+        """Where the peer's NAT has its one mapping, or without a NAT its own address; IPv4 alone."""
+        told = [
+            pair
+            for pair in self.pairs.values()
+            if pair.type in ("srflx", "host") and pair.remote.address.version == 4
+        ]
+        best = max(told, key=lambda one: (one.type == "srflx", one.priority), default=None)
+        return best.remote if best is not None else None
 
     def may_get_better(self, than: Pair) -> bool:
         """Whether a pair of higher priority is still being checked."""

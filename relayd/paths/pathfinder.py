@@ -14,21 +14,25 @@ from math import inf
 
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
-from relayd.paths.acquaintance import SHARES_PORT, Acquaintance, Local
-from relayd.paths.announcement import REPEATS, Announcement, Send
+from relayd.paths.acquaintance import BIRTHDAY, SHARES_PORT, Acquaintance, Local
+from relayd.paths.announcement import Send
+from relayd.paths.birthday import Birthday, Turn
 from relayd.paths.candidates import from_wire
-from relayd.paths.checklist import ANSWER_S, Checklist, PairState
+from relayd.paths.checklist import Checklist
 from relayd.paths.counters import Counters, KernelView
-from relayd.paths.evidence import Evidence, PeerWord, ValidPair
+from relayd.paths.evidence import Evidence
+from relayd.paths.gathering import gather
 from relayd.paths.heard_pings import HeardPings
 from relayd.paths.keepalive import Beat
 from relayd.paths.patience import USUAL, Patience
 from relayd.paths.rounds import ROUND_GAP_S, Rounds
 from relayd.paths.selector import Selector, State
 from relayd.paths.verdict import Verdict
+from relayd.paths.words import Words
 from relayd.wire.sealed_messages import (
     CallMeMaybe,
     Candidates,
+    FindPort,
     Message,
     PathChanged,
     Ping,
@@ -62,9 +66,10 @@ class Pathfinder:
         now: float,
         known: Iterable[Endpoint] = (),
         patience: Patience = USUAL,
+        turn: Turn | None = None,
     ) -> None:
         """`session`: this process's. `draw` gives random bytes. `known`: endpoints of the peer that somebody
-        wrote down (a configuration, an earlier life)."""
+        wrote down (a configuration, an earlier life). `turn`: of all pathfinders in a process."""
         self.peer = peer
         self.leads = own.raw > peer.raw
         self.agent = Acquaintance(session, draw)
@@ -72,6 +77,7 @@ class Pathfinder:
         self.selector = Selector(now)
         self.counters = Counters()
         self.beat = Beat()
+        self.birthday = Birthday(turn or Turn(), draw, self.agent, self.checklist)
         self.replayed = 0
         """Pings that had been heard before, and maps that were old."""
         self._local, self._known = local, tuple(known)
@@ -79,8 +85,7 @@ class Pathfinder:
         self._arrived = False
         """Whether WireGuard was seen with the direct endpoint that was decided on: only then, when it has
         another one, did it roam."""
-        self._word: PeerWord | None = None
-        self._announcement: Announcement | None = None
+        self._words = Words()
         self._rounds = Rounds()
         self._hurried_until = -inf
         self._renew = False
@@ -117,6 +122,10 @@ class Pathfinder:
         """Whether the present direct path owes an answer: what the kernel received is worth a look."""
         return self.direct and self.beat.doubtful(now, round_trip_s=self.round_trip_s)
 
+    def opened(self, count: int, now: float) -> list[Send]:
+        """So many sockets have sent for the birthday method's attempt. What is to be said now."""
+        return self.birthday.opened(count, self._local, now)
+
     def was_set(self, endpoint: Endpoint | None) -> None:
         """WireGuard has been given this direct endpoint, or (None) the proxy's."""
         if self._view is not None:
@@ -140,10 +149,11 @@ class Pathfinder:
             self._hurried_until = now + HURRY_S
             self.checklist.invalidate()
             self.selector.damping.forgive()
+            self.birthday.forgive()
             self._renew = self.direct
             self.beat.hurry()
             if self.direct:  # our packets come from elsewhere now
-                self._announcement = Announcement(direct=True, next_at=now)
+                self._words.went_direct(now)
 
     def heard(self, message: Message, source: Endpoint | None, now: float) -> list[Send]:
         """The peer says `message`, from `source` or (None) through the relay. What is answered at once."""
@@ -160,7 +170,8 @@ class Pathfinder:
             self.replayed += 1
             return []
         if source is not None:
-            pair = self.checklist.meet(source, now, method="its Ping")
+            method = BIRTHDAY if source.is_loopback() else "its Ping"  # by a carrier, see `birthday`
+            pair = self.checklist.meet(source, now, method=method)
             if self.able:
                 self.checklist.trigger(pair, now)
         return [Send(Pong(ping.txid, source or NOWHERE, ping.body_bytes), source)]
@@ -181,23 +192,27 @@ class Pathfinder:
         new_life = message.session != self.agent.session.yours
         freshness = self.agent.session.judge(message)
         fresh = freshness is Freshness.FRESH
+        answer: list[Message] = []
         if freshness is Freshness.OLD:
             self.replayed += 1
             return []
         if isinstance(message, Candidates):
-            self._heard_candidates(message, fresh=fresh, now=now)
+            answer = self._heard_candidates(message, fresh=fresh, now=now)
         elif isinstance(message, PortPrediction):
-            self.checklist.predict(message.endpoints(), now)
+            down = self._local.prediction is not None and not self.leads
+            self.checklist.predict(message.endpoints(), now, down=down)
+        elif isinstance(message, FindPort):
+            if fresh and self.able and not self.direct:
+                self.birthday.heard(message, self._local, now)
         elif fresh:
             self._heard_path(message, source, now)
         if not fresh:
             answer = self.agent.answer_hint(self._local, now, new_life=new_life)
-            return [Send(one) for one in answer]
-        if new_life and self.direct:
-            self._announcement = Announcement(direct=True, next_at=now)
-        return []
+        elif new_life and self.direct:
+            self._words.went_direct(now)
+        return [Send(one) for one in answer]
 
-    def _heard_candidates(self, message: Candidates, *, fresh: bool, now: float) -> None:
+    def _heard_candidates(self, message: Candidates, *, fresh: bool, now: float) -> list[Message]:
         local = self._local
         found = from_wire(message.candidates, own=local.own, links=local.links, now=now)
         before = bool(self.checklist.pairs)
@@ -211,19 +226,17 @@ class Pathfinder:
         if isinstance(message, CallMeMaybe) and self.able and now - self.checklist.round_at > ROUND_GAP_S:
             self._rounds.wanted = False
             self._start_checks(now)
+            return self.agent.tell_prediction(self._local)  # what it heard before is a round old
+        return []
 
     def _heard_path(self, message: PathChanged, source: Endpoint | None, now: float) -> None:
         direct = message.path == "direct"
         remote = (source or message.mine_endpoint()) if direct else None
         if remote is not None:
             remote = self.checklist.known(remote)
-        self._word = PeerWord(direct, remote, now)
+        self._words.heard(direct=direct, remote=remote, now=now)
         if remote is not None and remote != self.selector.endpoint and self.able:
             self.checklist.trigger(self.checklist.meet(remote, now, method="its word"), now)
-        if self._announcement is not None and (
-            self._announcement.direct is direct or self._announcement.sent
-        ):
-            self._announcement = None  # it knows; or it knew, and went on to something else
 
     # What follows -------------------------------------------------------------------------------------------
 
@@ -246,8 +259,10 @@ class Pathfinder:
         if now >= self._relay_ping_at:
             out.append(Send(self.agent.ping(now)))
         self._decide(now)
-        out += self._announce(now)
+        by_relay, to = self.agent.connected, self.selector.endpoint
+        out += self._words.say(self.agent.session, self.checklist, endpoint=to, by_relay=by_relay, now=now)
         out += [Send(probe.ping, probe.to) for probe in self.checklist.due(now)]
+        out += self.birthday.act(self._local, now, able=self.able, direct=self.direct)
         if now >= self._beat_at(now):
             out += self._beat_now(now)
         return out
@@ -260,9 +275,9 @@ class Pathfinder:
             self._round_at,
             self._relay_ping_at,
             self.agent.call_at,
+            self.birthday.next_at,
+            self._words.next_at,
         ]
-        if self._announcement is not None:
-            times.append(self._announcement.next_at)
         if self.selector.strayed_at < inf or self.doubtful(now) or self.checklist.valid(now):
             times.append(self._decided_at + DECIDE_S)
         return min(times)
@@ -292,47 +307,32 @@ class Pathfinder:
                 self._arrived = self._view is not None and self._view.endpoint == self.selector.endpoint
                 pair = self.checklist.pairs.get(self.selector.endpoint or NOWHERE)
                 self.beat.begin(pair.answered_at if pair is not None else -inf)
-                self._announcement = Announcement(direct=True, next_at=now)
+                self._words.went_direct(now)
             elif was_direct and not self.direct:
                 self.beat.end()
-                self._announcement = None
+                self._words.left_alone()
                 if self.selector.ours:
-                    told = self._word is not None and not self._word.direct
-                    once = REPEATS if told else 0
-                    self._announcement = Announcement(direct=False, next_at=now, sent=once)
+                    self._words.went_to_relay(now)
                     self._rounds.wanted = True
+            elif self.selector.ours and self.selector.state is State.RELAY:
+                self._words.stays_on_relay(now)
 
     def _evidence(self, now: float) -> Evidence:
-        view, checklist, agent, beat = self._view, self.checklist, self.agent, self.beat
+        view = self._view
         kernel = view.endpoint if view is not None else None
-        if self.direct and not self._arrived:
-            kernel = self.selector.endpoint  # it will be
-        pair = checklist.pairs.get(kernel) if kernel is not None else None
-        # What was valid before the path failed is what failed.
-        valid = [one for one in checklist.valid(now) if one.valid_at > self.selector.demoted_at]
-        return Evidence(
+        return gather(
             now=now,
             able=self.able,
-            talks=agent.talks(now),
             leads=self.leads,
-            relay_answered_at=agent.answered_at if agent.connected else -inf,
-            checking=checklist.checking,
-            valid=tuple(
-                ValidPair(one.remote, one.valid_at, one.priority, checklist.may_get_better(one))
-                for one in valid
-            ),
-            why_not="" if valid else checklist.why_not(),
-            kernel=kernel,
-            kernel_answered=pair is not None and now - pair.answered_at <= ANSWER_S,
-            kernel_failed=pair is not None and pair.state is PairState.FAILED and pair.sent > 0,
+            kernel=self.selector.endpoint if self.direct and not self._arrived else kernel,  # it will be
             session=view is not None and view.session,
-            answered_at=beat.answered_at,
-            unanswered=beat.unanswered,
-            unanswered_since=beat.unanswered_since,
-            sent_at=self.counters.sent_at,
-            heard_at=self.counters.heard_at,
             hurried=now < self._hurried_until,
-            word=self._word,
+            word=self._words.peers,
+            demoted_at=self.selector.demoted_at,
+            agent=self.agent,
+            checklist=self.checklist,
+            beat=self.beat,
+            counters=self.counters,
         )
 
     # Rounds -------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class Pathfinder:
     def _start_checks(self, now: float) -> None:
         for endpoint in self._known:
             self.checklist.meet(endpoint, now, method="configured")
-        self.checklist.start_round(now)
+        self.checklist.start_round(now, kernel=self._view.endpoint if self._view is not None else None)
 
     # The present path ---------------------------------------------------------------------------------------
 
@@ -388,16 +388,3 @@ class Pathfinder:
         self.beat.sent(now)
         self.agent.note_asked(now)
         return [Send(probe.ping, probe.to)]
-
-    def _announce(self, now: float) -> list[Send]:
-        current, endpoint = self._announcement, self.selector.endpoint
-        if current is None or now < current.next_at:
-            return []
-        pair = self.checklist.pairs.get(endpoint) if endpoint is not None else None
-        return current.say(
-            self.agent.session,
-            endpoint=endpoint,
-            seen_as=pair.seen_as if pair is not None else None,
-            by_relay=self.agent.connected,
-            now=now,
-        )

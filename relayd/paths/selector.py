@@ -51,6 +51,10 @@ later than the way over the NAT, or sooner."""
 GRACE_S = 1.5
 """The kernel roamed to a direct endpoint of its own accord: so long it may stay there without an answer."""
 
+CROSSED_S = 0.6
+"""After a demotion the peer's word that it is direct may be one that crossed ours: until it could have taken
+that back, two ways of 300 ms, it isn't followed."""
+
 LATE_S = 2.0
 """After a demotion the peer's direct packets still come for a moment; they move nothing."""
 
@@ -218,7 +222,7 @@ def _roamed(s: Selector, e: Evidence) -> Outcome | None:
 
 def _called(s: Selector, e: Evidence) -> Outcome | None:
     word = e.word
-    if word is None or not word.direct or word.at <= s.demoted_at:
+    if word is None or not word.direct or word.at <= s.demoted_at or e.now - s.demoted_at < CROSSED_S:
         return None
     if any(pair.remote == word.remote for pair in e.valid):
         return Outcome("the peer went there, and a full-size Ping was answered", word.remote)

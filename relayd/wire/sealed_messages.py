@@ -9,6 +9,7 @@ type  name            body
 4     CallMeMaybe     as Candidates: "I am about to ping these; ping mine now"
 5     PathChanged     msgpack map: generation session yours path endpoint mine
 6     PortPrediction  msgpack map: generation session yours address base step count
+7     FindPort        msgpack map: generation session yours address
 
 Padding is zeros, and isn't looked at: it gives a Ping the size that is probed, and its Pong the same one, so
 that one answer says of both directions that packets of this size get through. Unknown keys of a map are
@@ -38,6 +39,7 @@ CANDIDATES = 3
 CALL_ME_MAYBE = 4
 PATH_CHANGED = 5
 PORT_PREDICTION = 6
+FIND_PORT = 7
 
 TXID_BYTES = 12
 """As STUN's (RFC 8489, section 5): too many to be guessed within the seconds that one is good for."""
@@ -163,7 +165,14 @@ class PortPrediction(_Stamped, frozen=True, kw_only=True):
         return tuple(Endpoint(address, port) for port in dict.fromkeys(ports) if 1 <= port <= 65535)
 
 
-Stamped: TypeAlias = Candidates | CallMeMaybe | PathChanged | PortPrediction
+class FindPort(_Stamped, frozen=True, kw_only=True):
+    """Many ports of this address of the sender's NAT lead to it, for packets from the receiver's endpoint;
+    which, nobody knows: "ping random ones" (`paths.birthday`)."""
+
+    address: _Address
+
+
+Stamped: TypeAlias = Candidates | CallMeMaybe | PathChanged | PortPrediction | FindPort
 Message: TypeAlias = Ping | Pong | Stamped
 
 _MAPS: dict[int, type[Stamped]] = {
@@ -171,6 +180,7 @@ _MAPS: dict[int, type[Stamped]] = {
     CALL_ME_MAYBE: CallMeMaybe,
     PATH_CHANGED: PathChanged,
     PORT_PREDICTION: PortPrediction,
+    FIND_PORT: FindPort,
 }
 _KINDS = {kind: number for number, kind in _MAPS.items()}
 _DECODERS = {number: msgspec.msgpack.Decoder(kind) for number, kind in _MAPS.items()}
@@ -232,7 +242,7 @@ def _checked(message: Stamped) -> Stamped:
     if isinstance(message, Candidates):
         for candidate in message.candidates:
             _plain_address(candidate.address)
-    elif isinstance(message, PortPrediction):
+    elif isinstance(message, PortPrediction | FindPort):
         _plain_address(message.address)
     else:
         for text in filter(None, (message.endpoint, message.mine)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from relayd.wire.sealed_messages import SESSION_BYTES, Candidates, PathChanged, Stamped
+from relayd.wire.sealed_messages import SESSION_BYTES, Candidates, PathChanged, PortPrediction, Stamped
 
 MAX_RETIRED = 64
 """Sessions of a peer's former lives. One that starts more often while we live is known by its last."""
@@ -76,4 +76,6 @@ def _subject(message: Stamped) -> str:
     """What a later message of the same subject takes the place of."""
     if isinstance(message, Candidates):
         return "candidates"
-    return "path" if isinstance(message, PathChanged) else "prediction"
+    if isinstance(message, PathChanged):
+        return "path"
+    return "prediction" if isinstance(message, PortPrediction) else "search"

@@ -9,16 +9,28 @@ from math import inf
 from relayd.endpoints import Endpoint
 
 NATS = ("none", "full_cone", "address_restricted", "port_restricted", "symmetric", "blocked")
+SEQUENTIAL = "sequential"
+"""A symmetric one that gives out its ports one after the other."""
+FIRST_SEQUENTIAL = 30000
 
 
 def can_punch(a: str, b: str) -> bool:
     """What theory allows (RFC 5128, section 3.3 and 3.4), without port prediction."""
     if "blocked" in (a, b):
         return False
+    symmetric = ("symmetric", SEQUENTIAL)
     for one, other in ((a, b), (b, a)):
-        if one == "symmetric" and other in ("symmetric", "port_restricted"):
+        if one in symmetric and other in (*symmetric, "port_restricted"):
             return False
     return True
+
+
+def may_punch(a: str, b: str, *, birthday: bool) -> bool:
+    """What it allows with some luck: ports that are predicted, or found by the birthday method."""
+    pair = {a, b}
+    if pair in ({SEQUENTIAL, "port_restricted"}, {SEQUENTIAL}):
+        return True
+    return can_punch(a, b) or (birthday and pair == {"symmetric", "port_restricted"})
 
 
 class Nat:
@@ -28,6 +40,7 @@ class Nat:
         self, kind: str, public: IPv4Address, rng: random.Random, *, lifetime_s: float = 30.0
     ) -> None:
         self.kind, self.public, self._rng, self.lifetime_s = kind, public, rng, lifetime_s
+        self._next_port = FIRST_SEQUENTIAL
         self._ports: dict[tuple[int, Endpoint | None], int] = {}
         self._sent: dict[tuple[int, Endpoint], float] = {}
 
@@ -37,12 +50,19 @@ class Nat:
             return None
         if self.kind == "none":
             return Endpoint(self.public, port)
-        key = (port, to if self.kind == "symmetric" else None)
+        symmetric = self.kind in ("symmetric", SEQUENTIAL)
+        key = (port, to if symmetric else None)
         last = self._sent.get((port, to), -inf)
-        if key not in self._ports or (self.kind == "symmetric" and now - last > self.lifetime_s):
-            self._ports[key] = self._rng.randrange(20000, 60000)
+        if key not in self._ports or (symmetric and now - last > self.lifetime_s):
+            self._ports[key] = self._draw_port()
         self._sent[port, to] = now
         return Endpoint(self.public, self._ports[key])
+
+    def _draw_port(self) -> int:
+        if self.kind == SEQUENTIAL:
+            self._next_port += 1
+            return self._next_port
+        return self._rng.randrange(20000, 60000)
 
     def lets_in(self, source: Endpoint, to: Endpoint, now: float) -> int | None:
         """The inner port that a packet from outside gets to; None: it doesn't."""

@@ -19,15 +19,21 @@ from relayd.endpoints import Endpoint
 from relayd.keys import PrivateKey
 from relayd.paths.acquaintance import Local
 from relayd.paths.announcement import Send
+from relayd.paths.birthday import SOCKETS, Attempt
 from relayd.paths.candidates import Candidate, make
 from relayd.paths.counters import KernelView
+from relayd.paths.nat_class import Prediction
 from relayd.paths.pathfinder import Pathfinder
 from relayd.paths.selector import State
 from relayd.wire.sealed_messages import Message, Ping, Pong
 from tests.helpers.identities import drawn
-from tests.helpers.path_nats import Nat
+from tests.helpers.path_nats import SEQUENTIAL, Nat
 
 WIREGUARD_PORT = 51820
+CARRIERS = 60000
+"""The first own port of the birthday method's sockets."""
+CARRIED_AT = ip_address("127.64.0.1")
+COUNT_EVERY_S = 5.0
 READ_EVERY_S = 1.0
 SESSION_S = 180.0
 HEADER_BYTES = 81
@@ -66,7 +72,9 @@ class Traffic:
 class Node:
     """One end: its WireGuard, its agent's half of the path, its NAT."""
 
-    def __init__(self, network: Network, name: str, nat: Nat, *, has_agent: bool = True) -> None:
+    def __init__(
+        self, network: Network, name: str, nat: Nat, *, has_agent: bool = True, birthday: bool = False
+    ) -> None:
         self.network, self.name, self.nat, self.has_agent = network, name, nat, has_agent
         self.key = PrivateKey(drawn(f"{network.seed} {name}"))
         self.endpoint: Endpoint | None = None
@@ -79,6 +87,10 @@ class Node:
         self.path: Pathfinder | None = None
         self.changes: list[tuple[float, bool]] = []
         """When the path became direct (True) or relayed."""
+        self.birthday = birthday
+        self.carriers: dict[int, Endpoint] = {}
+        """Open sockets of the birthday method, by own port, and where they send to."""
+        self.attempt: Attempt | None = None
         self.inner = Endpoint(ip_address(f"10.0.0.{len(network.nodes) + 1}"), WIREGUARD_PORT)
 
     def local(self) -> Local:
@@ -89,7 +101,19 @@ class Node:
             candidates.append(make("srflx", mapped, base=self.inner.address))
         if self.nat.kind == "none":
             candidates = [make("host", Endpoint(self.nat.public, WIREGUARD_PORT))]
-        return Local(candidates=tuple(candidates), hold_s=inf if self.nat.kind == "none" else 10.0)
+        prediction = None
+        if self.nat.kind == SEQUENTIAL and mapped is not None:
+            now = self.network.now
+            other = self.nat.outside(WIREGUARD_PORT + 1, Endpoint(self.network.stun.address, int(now)), now)
+            assert other is not None
+            prediction = Prediction(mapped, 1).following(other)
+        return Local(
+            candidates=tuple(candidates),
+            hold_s=inf if self.nat.kind == "none" else 10.0,
+            prediction=prediction,
+            symmetric=self.nat.kind in ("symmetric", SEQUENTIAL),
+            birthday=self.birthday,
+        )
 
     def begin(self, peer: Node) -> None:
         """Start the agent's half."""
@@ -108,7 +132,13 @@ class Network:
     """Two nodes, everything between them, and the clock."""
 
     def __init__(
-        self, seed: int, nat_a: str, nat_b: str, *, agents: tuple[bool, bool] = (True, True)
+        self,
+        seed: int,
+        nat_a: str,
+        nat_b: str,
+        *,
+        agents: tuple[bool, bool] = (True, True),
+        birthday: bool = False,
     ) -> None:
         self.seed, self.rng, self.now = seed, random.Random(seed), 1000.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -121,7 +151,8 @@ class Network:
         self.log: list[str] = []
         for name, kind, agent in (("a", nat_a, agents[0]), ("b", nat_b, agents[1])):
             public = IPv4Address(f"203.0.113.{len(self.nodes) + 1}")
-            self.nodes.append(Node(self, name, Nat(kind, public, self.rng), has_agent=agent))
+            nat = Nat(kind, public, self.rng)
+            self.nodes.append(Node(self, name, nat, has_agent=agent, birthday=birthday))
         self.a, self.b = self.nodes
         self.ways = {"a": Way(), "b": Way()}
         """By the sender."""
@@ -161,6 +192,15 @@ class Network:
         node.begin(self.other(node))
         self._read(node)
         self.set_relay(node, self.relay_up)
+        if node.nat.kind == SEQUENTIAL:
+            self.at(self.now + COUNT_EVERY_S, partial(self._count, node))
+
+    def _count(self, node: Node) -> None:
+        """What `own_addresses` does: where a NAT that counts is by now is looked at while it is of use."""
+        self.at(self.now + COUNT_EVERY_S, partial(self._count, node))
+        if node.path is not None and not node.path.direct:
+            node.path.localize(node.local(), self.now)
+            self._act(node)
 
     def set_relay(self, node: Node, up: bool) -> None:
         """The node's link to the relay comes or goes."""
@@ -201,6 +241,7 @@ class Network:
         before = path.direct
         for send in path.act(self.now):
             self._say(node, send)
+        self._follow_attempt(node, path)
         if path.direct is not before:
             self.changes_of(node, path.direct)
         verdict = path.verdict(self.now)
@@ -210,6 +251,23 @@ class Network:
                 node.endpoint = wanted
                 path.was_set(wanted)
         self._wake_at(node, max(path.next_at(self.now), self.now + 0.001))
+
+    def _follow_attempt(self, node: Node, path: Pathfinder) -> None:
+        """What `agent.carriers` does."""
+        attempt = path.birthday.attempt
+        if attempt is not node.attempt:
+            node.attempt = attempt
+            known = path.checklist.pairs
+            node.carriers = {
+                port: to for port, to in node.carriers.items() if Endpoint(CARRIED_AT, port) in known
+            }
+            if attempt is not None:
+                first = max((CARRIERS, *node.carriers)) + 1
+                for port in range(first, first + SOCKETS):
+                    node.carriers[port] = attempt.to
+                    self._directly(node, Endpoint(CARRIED_AT, port), Ping(self.draw(12)), HEADER_BYTES + 31)
+                for send in path.opened(SOCKETS, self.now):
+                    self._say(node, send)
 
     def changes_of(self, node: Node, direct: bool) -> None:
         """Note a change of path."""
@@ -271,10 +329,16 @@ class Network:
         other, way = self.other(node), self.ways[node.name]
         if way.cut or size > way.max_bytes:
             return
+        own_port = WIREGUARD_PORT
+        if to.is_loopback():
+            own_port = to.port
+            if own_port not in node.carriers:
+                return
+            to = node.carriers[own_port]
         if self.same_lan and to == other.inner:
             source, lan = node.inner, True
         else:
-            outside = node.nat.outside(WIREGUARD_PORT, to, self.now)
+            outside = node.nat.outside(own_port, to, self.now)
             if outside is None:
                 return
             source, lan = outside, False
@@ -288,8 +352,14 @@ class Network:
     def _arrive(
         self, node: Node, source: Endpoint, to: Endpoint, what: Message | Packet, *, lan: bool
     ) -> None:
-        if not lan and (to.address != node.nat.public or node.nat.lets_in(source, to, self.now) is None):
-            return
+        if not lan:
+            own_port = node.nat.lets_in(source, to, self.now) if to.address == node.nat.public else None
+            if own_port is None:
+                return
+            if own_port != WIREGUARD_PORT and node.nat.kind != "none":
+                if own_port not in node.carriers:
+                    return
+                source = Endpoint(CARRIED_AT, own_port)
         if isinstance(what, Packet):
             self._receive(node, what, source)
         else:

@@ -220,3 +220,17 @@ def test_a_peers_agent_that_is_gone_for_good_is_asked_less_and_less() -> None:
     begun = network.now
     network.run(60.0)
     assert len(said) < 2.0 * (network.now - begun)  # a Ping a second while there is traffic, and little else
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        50256,  # one end took an idle path for direct that the other one had left
+        51222,  # a word that crossed the other end's own was followed, in turns
+        51573,
+        52682,  # WireGuard kept an endpoint that nobody told of any more, so nobody checked it
+    ],
+)
+def test_runs_that_once_broke_an_invariant(seed: int) -> None:
+    scenario = run(seed)
+    assert not scenario.broken, f"{scenario}: {scenario.broken}"

@@ -86,9 +86,9 @@ def test_a_ping_is_answered_the_way_it_came_and_a_recorded_one_is_not() -> None:
 def test_a_word_that_may_be_recorded_moves_nobody_and_is_answered_with_ours() -> None:
     peer = Peer()
     hint = PathChanged(**peer.stamp(yours=b""), path="direct", mine=str(THERE))  # type: ignore[arg-type]
-    assert peer.finder._word is None
+    assert peer.finder._words.peers is None
     peer.hear(hint)
-    assert peer.finder._word is None
+    assert peer.finder._words.peers is None
     assert THERE not in peer.finder.checklist.pairs
 
 
