@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from math import inf
 from typing import Protocol
 
+from relayd.agent.carriers import Carriers
 from relayd.agent.discovery.keeper import Discovery
 from relayd.agent.discovery.relay_probes import RelayProbes
 from relayd.agent.discovery.stun_client import StunClient
@@ -105,6 +106,7 @@ class DirectPaths:
             connected=lambda: link.connected,
             only=config.candidate_interfaces,
             hold_s=config.nat_hold_s,
+            birthday=config.birthday,
             demanded_s=self.discovery.hold_s,
             wanted=self.prober.is_searching,
             resolver=Resolver(),
@@ -115,7 +117,11 @@ class DirectPaths:
         )
         self.port.after_change += [self.discovery.look_again, self.addresses.look_again]
         self.port.join(poller)
-        self.prober.use(self.port)
+        self.carriers = Carriers(
+            poller, wireguard_port=lambda: self.port.wireguard_port, on_sealed=self.prober.on_datagram
+        )
+        stack.callback(self.carriers.close)
+        self.prober.use(self.port, self.carriers)
 
     def use(self, config: AgentConfig) -> None:
         """What can change while it runs, but for the servers, which are the mesh's too."""
@@ -125,7 +131,9 @@ class DirectPaths:
             aws=config.aws_metadata,
             measure_lifetime=config.measure_nat_lifetime,
         )
-        self.addresses.take(only=config.candidate_interfaces, hold_s=config.nat_hold_s)
+        self.addresses.take(
+            only=config.candidate_interfaces, hold_s=config.nat_hold_s, birthday=config.birthday
+        )
 
     def use_servers(self, texts: Iterable[str]) -> None:
         """These are the STUN servers from now on, HOST:PORT each."""
@@ -167,6 +175,7 @@ class DirectPaths:
             "hold_s": None if local.hold_s == inf else local.hold_s,
             "messages": dict(self.prober.counts),
             "late_packets": dict(self.reinjector.counts),
+            "birthday": {"sockets": self.carriers.open, **self.carriers.counts},
         }
 
     def _localize(self, local: Local, *, moved: bool) -> None:

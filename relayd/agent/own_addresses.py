@@ -55,6 +55,7 @@ class OwnAddresses:
         connected: Callable[[], bool],
         only: Collection[str] = (),
         hold_s: float,
+        birthday: bool = False,
         demanded_s: Callable[[float, bool], float] = lambda hold_s, behind_nat: hold_s if behind_nat else inf,
         more: Callable[[], Sequence[Candidate]] = list,
         moved: Callable[[], None] = lambda: None,
@@ -86,7 +87,7 @@ class OwnAddresses:
         """By IP version, what STUN saw last."""
         self._prediction: Prediction | None = None
         self._log = log.get(interface=interface)
-        self.local = Local(shares_port=False)
+        self.local = Local(shares_port=False, birthday=birthday)
         self.problem = ""
         self.symmetric = False
         """Whether the NAT maps each destination anew, over IPv4."""
@@ -129,10 +130,12 @@ class OwnAddresses:
             self._servers = tuple(servers)
             self.look_again()
 
-    def take(self, *, only: Collection[str], hold_s: float) -> None:
-        """Tell of these interfaces alone, if any, and hold a NAT's mapping so often, from now on."""
-        if (only, hold_s) != (self._only, self._hold_s):
+    def take(self, *, only: Collection[str], hold_s: float, birthday: bool) -> None:
+        """Tell of these interfaces alone, if any, hold a NAT's mapping so often, and use the birthday method
+        or not, from now on."""
+        if (only, hold_s, birthday) != (self._only, self._hold_s, self.local.birthday):
             self._only, self._hold_s = only, hold_s
+            self.local = replace(self.local, birthday=birthday)
             self.look_again()
 
     def tell(self) -> None:
@@ -239,5 +242,6 @@ class OwnAddresses:
             ),
             hold_s=self._demanded_s(self._hold_s, behind_nat),
             prediction=self._prediction,
+            symmetric=self.symmetric,
         )
         self._publish(self.local, moved=moved)

@@ -13,12 +13,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 from math import inf
 from typing import Protocol
 
 import trio
 
 from relayd import marks
+from relayd.agent.carriers import Carriers
 from relayd.endpoints import Endpoint
 from relayd.errors import RemoteProtocolError
 from relayd.kernel.wireguard import Interface, Peer
@@ -27,13 +29,14 @@ from relayd.netio.raw_udp import Address, Datagram
 from relayd.observe import log
 from relayd.paths.acquaintance import Local
 from relayd.paths.announcement import Send
+from relayd.paths.birthday import Turn
 from relayd.paths.counters import KernelView
 from relayd.paths.pathfinder import Pathfinder
 from relayd.paths.patience import USUAL, Patience
 from relayd.paths.verdict import Verdict
 from relayd.wire.frames import encode_data
 from relayd.wire.sealed_inbox import SealedInbox
-from relayd.wire.sealed_messages import SESSION_BYTES
+from relayd.wire.sealed_messages import SESSION_BYTES, TXID_BYTES, Ping
 
 REPEAT_S = 60.0
 """Between two log lines about Pings to one peer that can't be sent for one and the same reason."""
@@ -77,6 +80,10 @@ class Proxied(Protocol):
     """One peer as the proxy counts it."""
 
     @property
+    def address(self) -> IPv4Address:
+        """Its own on `lo`."""
+
+    @property
     def rx_bytes(self) -> int:
         """Payload bytes that came through the relay."""
 
@@ -112,6 +119,8 @@ class PathProber:
         self._known, self._draw, self._wall_clock = known, draw, wall_clock
         self._patience = patience
         self._port: Port | None = None
+        self._carriers: Carriers | None = None
+        self._turn = Turn()
         self._local = Local(shares_port=False)
         self._session = draw(SESSION_BYTES)
         self._private_key = interface.private_key
@@ -131,9 +140,9 @@ class PathProber:
         self.counts: Counter[str] = Counter()
         """Messages sent and not sent, by reason."""
 
-    def use(self, port: Port) -> None:
-        """From which WireGuard's own port is shared."""
-        self._port = port
+    def use(self, port: Port, carriers: Carriers | None = None) -> None:
+        """From which WireGuard's own port is shared, and what opens more, where that is wanted."""
+        self._port, self._carriers = port, carriers
         self.localize(replace(self._local, shares_port=not port.estimated), moved=False)
 
     @property
@@ -214,8 +223,18 @@ class PathProber:
 
     def verdicts(self, now: float) -> Mapping[PublicKey, Verdict]:
         """By peer, of those that there is one of."""
-        found = ((key, finder.verdict(now)) for key, finder in self._finders.items())
+        found = ((key, self._verdict(finder, now)) for key, finder in self._finders.items())
         return {key: verdict for key, verdict in found if verdict is not None}
+
+    def _verdict(self, finder: Pathfinder, now: float) -> Verdict | None:
+        verdict, endpoint = finder.verdict(now), finder.selector.endpoint
+        if verdict is None and endpoint is not None and self._carries(endpoint):
+            # A way of the peer's that only we know of: nobody else may judge the loopback port by its looks.
+            return Verdict(True, endpoint, finder.selector.reason)
+        return verdict
+
+    def _carries(self, endpoint: Endpoint) -> bool:
+        return self._carriers is not None and endpoint in self._carriers.endpoints
 
     def was_set(self, key: PublicKey, endpoint: Endpoint | None) -> None:
         """WireGuard has this direct endpoint for the peer now, or (None) the proxy's."""
@@ -228,6 +247,8 @@ class PathProber:
         for key in self._finders.keys() - interface.peers.keys():
             del self._finders[key]
             self._due.pop(key, None)
+        if self._carriers is not None:
+            self._carriers.keep(interface.peers.keys() & self._finders.keys())
         for key in interface.peers.keys() - self._finders.keys():
             finder = self._finders[key] = Pathfinder(
                 interface.public_key,
@@ -238,12 +259,13 @@ class PathProber:
                 now=now,
                 known=self._known(key),
                 patience=self._patience,
+                turn=self._turn,
             )
             finder.relay_is(self._connected, now)
 
     def _view(self, peer: Peer, proxied: Proxied | None) -> KernelView:
         endpoint = peer.endpoint
-        if endpoint is not None and endpoint.address in marks.PROXY_NETWORK:
+        if endpoint is not None and endpoint.address in marks.PROXY_NETWORK and not self._carries(endpoint):
             endpoint = None
         age_s = inf if peer.handshake_at is None else self._wall_clock() - peer.handshake_at
         return KernelView(
@@ -290,6 +312,7 @@ class PathProber:
         before = finder.verdict(now), finder.selector.changes
         for send in finder.act(now):
             self._say(finder, send)
+        self._follow_attempt(finder, now)
         after = finder.verdict(now), finder.selector.changes
         if before != after:
             self._proxy.set_direct(finder.peer, finder.selector.endpoint if finder.direct else None)
@@ -300,6 +323,17 @@ class PathProber:
         at = self._due[finder.peer] = max(finder.next_at(now), now + MIN_WAIT_S)
         if at < self._wakes_at:
             self._wake.set()
+
+    def _follow_attempt(self, finder: Pathfinder, now: float) -> None:
+        if self._carriers is None:
+            return
+        opened = self._carriers.follow(
+            finder,
+            loopback=lambda: self._proxy.peers[finder.peer].address,
+            greeting=lambda: self._inbox.seal(finder.peer, Ping(self._draw(TXID_BYTES))),
+        )
+        for send in finder.opened(opened, now) if opened is not None else ():
+            self._say(finder, send)
 
     def _say(self, finder: Pathfinder, send: Send) -> None:
         try:
@@ -315,7 +349,10 @@ class PathProber:
         if self._port is None:
             return
         try:
-            self._port.send(datagram, send.to)
+            if self._carriers is not None and self._carries(send.to):
+                self._carriers.send(datagram, send.to)
+            else:
+                self._port.send(datagram, send.to)
             self.counts["directly"] += 1
         except OSError as error:  # no route, no such IP version, a firewall: that pair fails, others don't
             self.counts[f"unsent: {error.strerror}"] += 1

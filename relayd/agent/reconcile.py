@@ -184,8 +184,10 @@ def _decide(peer: Peer, before: PeerPath | None, around: Surroundings) -> PeerPa
     if endpoint.address in marks.PROXY_NETWORK:
         if before is None:
             return relay("relayed before", given_up=around.direct.get(peer.key))
-        if before.path is Path.DIRECT:  # a packet through the relay did it
-            return relay("roamed", given_up=before.endpoint())
+        if before.path is Path.DIRECT:  # a packet through the relay did it; or a carrier's port has gone
+            was = before.endpoint()
+            ours = was is not None and was.address in marks.PROXY_NETWORK
+            return relay("roamed", given_up=None if ours else was)
         if fresh:
             return relay(before.reason, given_up=before.given_up)
         tried_since = _tried_since(peer, before, around.now)

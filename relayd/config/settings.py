@@ -280,6 +280,13 @@ AGENT = Role(
             live=True,
         ),
         _paths(
+            "birthday",
+            kinds.SWITCH,
+            "between a symmetric and a port-restricted NAT, where both ends have it: look for a path by 256 "
+            "sockets at the one and 2,000 random ports from the other, for 20 s at a time",
+            live=True,
+        ),
+        _paths(
             "measure_nat_lifetime",
             kinds.SWITCH,
             "find out for how long the NAT keeps an idle mapping, and hold by that; takes a minute",

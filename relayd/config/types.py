@@ -248,6 +248,9 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     nat_hold_s: float = 10.0
     """Mappings of the most forgetful NATs in the field live for 20 to 30 s."""
 
+    birthday: bool = False
+    """Meet peers by random ports where nothing else is left (`paths.birthday`)."""
+
     measure_nat_lifetime: bool = False
     """Once known, it takes the place of `nat_hold_s` (`paths.keepalive.hold_s`)."""
 

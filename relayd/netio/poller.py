@@ -68,6 +68,10 @@ class Poller:
         del self._handlers[fd]
         self._epoll.unregister(fd)
 
+    def __contains__(self, fd: int) -> bool:
+        """Whether somebody waits for `fd`."""
+        return fd in self._handlers
+
     def yield_when_readable(self, fd: int) -> None:
         """Let trio run at once whenever `fd`, which a trio task waits for, is readable."""
         self.add(fd, self.yield_soon)

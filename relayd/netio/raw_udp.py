@@ -129,7 +129,8 @@ def _drain(sock: socket.socket) -> None:
         return
 
 
-def _open(family: socket.AddressFamily, kind: socket.SocketKind, mark: Mark) -> socket.socket:
+def open_marked(family: socket.AddressFamily, kind: socket.SocketKind, mark: Mark) -> socket.socket:
+    """A socket for UDP, plain or raw, that fragments as WireGuard's does. Raises OSError."""
     protocol = socket.IPPROTO_UDP if kind == socket.SOCK_RAW else 0
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     try:
@@ -186,7 +187,7 @@ class RawUdp4(_Leg):
     def __init__(self, port: int, patterns: Patterns, mark: Mark) -> None:
         """Raises PermissionError without CAP_NET_RAW, OSError else."""
         self._mark = mark
-        super().__init__(_open(socket.AF_INET, socket.SOCK_RAW, mark), port, patterns, ip_header=True)
+        super().__init__(open_marked(socket.AF_INET, socket.SOCK_RAW, mark), port, patterns, ip_header=True)
 
     def send(self, payload: bytes, to: Endpoint, source: Address | None) -> None:
         # The kernel would choose the source itself, but the checksum covers it.
@@ -237,7 +238,7 @@ class RawUdp6(_Leg):
 
     def __init__(self, port: int, patterns: Patterns, mark: Mark) -> None:
         """Raises PermissionError without CAP_NET_RAW, OSError else."""
-        super().__init__(_open(socket.AF_INET6, socket.SOCK_RAW, mark), port, patterns, ip_header=False)
+        super().__init__(open_marked(socket.AF_INET6, socket.SOCK_RAW, mark), port, patterns, ip_header=False)
 
     def send(self, payload: bytes, to: Endpoint, source: Address | None) -> None:
         header = _UDP.pack(self.port, to.port, _UDP.size + len(payload), 0)
@@ -265,7 +266,7 @@ class OwnUdp(_Leg):
     def __init__(self, version: int, patterns: Patterns, mark: Mark) -> None:
         """On any free port. Raises OSError."""
         self.version = version
-        sock = _open(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM, mark)
+        sock = open_marked(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM, mark)
         try:
             if version == 6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

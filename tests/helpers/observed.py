@@ -154,6 +154,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
             "hold_s": 10.0,
             "messages": {"by relay": 12, "directly": 40, "unsent: Network is unreachable": 2},
             "late_packets": {"handed over": 3},
+            "birthday": {"sockets": 0},
         },
         "discovery": {
             "nat": {"ipv4": "port-restricted-cone", "ipv6": "open"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, ip_address
 from math import inf
 
 import trio
@@ -29,6 +29,7 @@ HOMES = {"a": Endpoint.parse("192.0.2.1:51820"), "b": Endpoint.parse("192.0.2.2:
 @dataclass
 class Counted:
     rx_bytes: int = 0
+    address: IPv4Address = field(default_factory=lambda: IPv4Address("127.64.0.1"))
 
 
 class Side:
