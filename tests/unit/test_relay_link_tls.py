@@ -5,10 +5,15 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock
 
 from relayd.agent.link_settings import LinkSettings
@@ -94,6 +99,22 @@ async def test_the_pinned_key_is_enough_and_another_one_is_not(mock_clock: MockC
         pinned = join(relay, pin=pin_of(certificate_of(context)))
         async with running(relay, SECURE, join=pinned) as rig:
             await welcomed(relay, rig)
+
+
+def test_a_pin_is_the_keys_and_outlives_its_certificates() -> None:
+    """RFC 7469: a relay that renews its certificate keeps its join strings."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    one, other = (certificate(key, name) for name in ("one.example.net", "other.example.net"))
+    assert one != other
+    assert pin_of(one) == pin_of(other) != pin_of(certificate(ec.generate_private_key(ec.SECP256R1()), "one"))
+
+
+def certificate(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    signed = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+    return signed.public_bytes(Encoding.DER)
 
 
 def certificate_of(context: ssl.SSLContext) -> bytes:

@@ -14,7 +14,7 @@ import trio
 
 from relayd.join import JoinString
 from relayd.keys import PublicKey
-from relayd.relay import claims
+from relayd.relay import admission, claims
 from relayd.wire import frames
 from relayd.wire.identity import REPLACED
 from relayd.wire.identity_frames import CHALLENGE, HEALTH, PROOF, WELCOME
@@ -173,6 +173,25 @@ async def test_g7_two_agents_with_one_key_are_told_and_each_switch_takes_a_dial(
                 assert (frame[4], frame[5:].decode()) == (HEALTH, claims.TWO_AGENTS)
             assert await second.error() == REPLACED
             await third.echo(A)
+
+
+async def test_g7_two_agents_that_pause_between_their_turns_are_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As agents do that were told. Here none pauses, but no two displacements count as close."""
+    monkeypatch.setattr(admission, "FLAPPING_S", 0.0)
+    async with (
+        relay(tmp_path, auth="required") as running,
+        running.proved(ALICE) as first,
+        running.proved(ALICE) as second,
+        running.proved(ALICE) as third,
+    ):
+        assert await first.error() == REPLACED
+        assert await second.error() == REPLACED
+        async with running.proved(ALICE) as fourth:
+            for client in (third, fourth):
+                frame = await client.frame()
+                assert (frame[4], frame[5:].decode()) == (HEALTH, claims.TWO_AGENTS)
 
 
 def test_g14_a_clock_ten_years_off_changes_nothing(tmp_path: Path) -> None:
