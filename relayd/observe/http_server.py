@@ -25,6 +25,7 @@ from relayd.config import HTTP_ADDRESS
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.observe import log
+from relayd.observe.late import loaded
 
 MAX_CONNECTIONS = 32
 """A handful of scrapers and browser tabs; one more takes the place of the one that is idle for longest."""
@@ -171,6 +172,7 @@ class HttpServer:
                 return  # all of them are being answered; none of those is worth less than this one
             self._clients[client] = None
             try:
+                await loaded("relayd.observe.http_conversation")
                 from relayd.observe.http_conversation import Conversation
 
                 await Conversation(stream, client, self._unsent).run(answer)

@@ -26,6 +26,7 @@ import trio
 from relayd.observe.health import not_ready
 from relayd.observe.http_place import HttpPlace
 from relayd.observe.http_server import Answer, Request, plain_text
+from relayd.observe.late import loaded
 from relayd.observe.observed import Observed
 from relayd.observe.telling import Telling
 
@@ -112,6 +113,7 @@ class Site:
 
     async def _metrics(self) -> Answer:
         """prometheus_client is imported when it is needed first: most relays are never scraped."""
+        await loaded("relayd.observe.exposition")
         from relayd.observe.exposition import Exporter
 
         peers: list[Mapping[str, object]] = []
