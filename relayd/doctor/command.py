@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 import trio
@@ -13,7 +12,7 @@ from relayd.config import AgentConfig
 from relayd.doctor.checks import judge
 from relayd.doctor.finding import Finding
 from relayd.doctor.survey import survey
-from relayd.observe.output import printing
+from relayd.observe.output import at_work, printing
 from relayd.observe.text import printable
 
 
@@ -22,7 +21,10 @@ def check(config: AgentConfig, *, as_json: bool) -> int:
 
     Raises RelaydError when it can't be printed.
     """
-    with _telling(config):
+    relay = (
+        f", and trying to reach {', '.join(one.address for one in config.relays)}" if config.relays else ""
+    )
+    with at_work(f"looking this host over{relay}"):
         findings = judge(trio.run(survey, config))
     with printing():
         if as_json:
@@ -32,19 +34,6 @@ def check(config: AgentConfig, *, as_json: bool) -> int:
 
             print_findings(findings)
     return 1 if any(finding.level == "error" for finding in findings) else 0
-
-
-def _telling(config: AgentConfig) -> AbstractContextManager[object]:
-    """On a terminal, that something goes on: a relay that doesn't answer takes seconds."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return nullcontext()
-    relay = (
-        f", and trying to reach {', '.join(one.address for one in config.relays)}" if config.relays else ""
-    )
-    return console.status(f"looking this host over{relay}")
 
 
 def as_answer(config: AgentConfig, findings: list[Finding]) -> dict[str, object]:

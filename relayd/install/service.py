@@ -23,6 +23,7 @@ from relayd.install.plan import (
     plan_uninstall,
     rendered,
 )
+from relayd.observe.output import at_work
 
 OLDEST = 250
 """systemd of Debian 12's and RHEL 9's generation: older ones don't know all of what the units ask for."""
@@ -74,7 +75,8 @@ def install(
     changes = [step for step in steps if step.do in SAID]
     live = root is None and not dry_run
     if live and uninstall and changes:
-        _stop(run, tell)
+        with at_work("stopping"):
+            _stop(run, tell)
     for step in steps:
         if step.do is Do.KEEP:
             tell(f"kept: {step.path} ({step.reason})")
@@ -84,8 +86,11 @@ def install(
             tell(f"{(WOULD if dry_run else SAID)[step.do]}: {step.path}")
     if live and changes:
         _systemctl(run, "daemon-reload")
-    if live and not uninstall and program is None and (count := compile_modules()):
-        tell(f"compiled: {count} Python modules, so that services start sooner")
+    if live and not uninstall and program is None:
+        with at_work("compiling"):
+            count = compile_modules()
+        if count:
+            tell(f"compiled: {count} Python modules, so that services start sooner")
     _tell_what_next(tell, changes, uninstall=uninstall, dry_run=dry_run, root=root)
     return 0
 

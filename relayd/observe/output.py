@@ -1,11 +1,11 @@
-"""Standard output: pages for a person, and what becomes of one that can't be written."""
+"""Standard output: pages for a person, what becomes of one that can't be written; and signs of life."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from relayd.errors import RelaydError
@@ -58,6 +58,15 @@ def printing() -> Iterator[None]:
         raise
     except OSError as error:
         raise RelaydError(f"can't write to standard output: {error.strerror}") from error
+
+
+def at_work(what: str) -> AbstractContextManager[object]:
+    """Around what takes seconds: says `what` goes on, on standard error, if that is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
 
 
 def give_up_stdout() -> None:

@@ -16,7 +16,7 @@ from relayd.config import AgentConfig
 from relayd.errors import HostError
 from relayd.kernel.wireguard import open_wireguard
 from relayd.netio.raw_udp import Datagram
-from relayd.observe.output import printing
+from relayd.observe.output import at_work, printing
 from relayd.stun.view import as_answer, lines
 
 
@@ -37,7 +37,10 @@ def show(
         port_mapping=map_port,
         aws=config.aws_metadata,
     )
-    result, interface = trio.run(_look, config.interface, port, sources)
+    asked = ", ".join(str(one) for one in sources.servers) or "nobody"
+    patience = f"; up to {lifetime_s:g} s, for how long a mapping lives" if lifetime_s else ""
+    with at_work(f"asking {asked}{patience}"):
+        result, interface = trio.run(_look, config.interface, port, sources)
     with printing():
         if as_json:
             print(json.dumps(as_answer(result, interface=interface), ensure_ascii=False))

@@ -7,14 +7,23 @@ import pty
 import subprocess
 import sys
 
-CHECK = [sys.executable, "-m", "relayd", "check", "--interface", "wg-none"]
+import pytest
+
+RELAYD = [sys.executable, "-m", "relayd"]
 TIMEOUT_S = 60.0
 
+COMMANDS = {
+    "looking this host over": [*RELAYD, "check", "--interface", "wg-none"],
+    "asking 127.0.0.1:9": [*RELAYD, "stun", "127.0.0.1:9", "--interface", "wg-none"],
+}
+"""What is said -> by whom. Nobody is on the discard port."""
 
-def test_check_tells_a_terminal_that_it_is_at_work() -> None:
+
+@pytest.mark.parametrize("said", COMMANDS)
+def test_a_terminal_is_told_that_something_goes_on(said: str) -> None:
     terminal, end = pty.openpty()
     environ = {**os.environ, "TERM": "xterm"}
-    process = subprocess.Popen(CHECK, stdout=subprocess.DEVNULL, stderr=end, env=environ)
+    process = subprocess.Popen(COMMANDS[said], stdout=subprocess.DEVNULL, stderr=end, env=environ)
     os.close(end)
     shown = b""
     try:
@@ -24,9 +33,10 @@ def test_check_tells_a_terminal_that_it_is_at_work() -> None:
         pass
     process.wait(TIMEOUT_S)
     os.close(terminal)
-    assert b"looking this host over" in shown
+    assert said.encode() in shown
 
 
-def test_check_tells_nobody_else() -> None:
-    done = subprocess.run(CHECK, capture_output=True, timeout=TIMEOUT_S, check=False)
-    assert done.stderr == b""
+@pytest.mark.parametrize("said", COMMANDS)
+def test_nobody_else_is_told(said: str) -> None:
+    done = subprocess.run(COMMANDS[said], capture_output=True, timeout=TIMEOUT_S, check=False)
+    assert said.encode() not in done.stderr
