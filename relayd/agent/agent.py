@@ -20,13 +20,13 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 from msgspec import structs
 
 import relayd
 from relayd.agent.agent_status import histories, interest, merge_drops, peer_status, proxy_status, ways
-from relayd.agent.cluster import Cluster
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.direct_paths import DirectPaths
 from relayd.agent.handover import AgentHandover
@@ -62,6 +62,9 @@ from relayd.observe.telling import Telling
 from relayd.services import Service
 from relayd.wire.identity_frames import PeerGone
 from relayd.wire.runs import Run
+
+if TYPE_CHECKING:
+    from relayd.agent.cluster import Cluster
 
 
 class Agent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -16,7 +17,6 @@ from relayd.agent.beginning import (
     open_interface,
     refuse_second,
 )
-from relayd.agent.cluster import Cluster
 from relayd.agent.handover import AgentHandover
 from relayd.agent.node_key import with_key
 from relayd.config import AgentConfig
@@ -31,6 +31,9 @@ from relayd.observe import log
 from relayd.observe.http_place import HttpPlace
 from relayd.services import supervise
 from relayd.signals import Signals
+
+if TYPE_CHECKING:
+    from relayd.agent.cluster import Cluster
 
 
 async def run_agent(
@@ -60,6 +63,8 @@ async def run_agent(
         return
     with ExitStack() as stack:
         stack.enter_context(state_dir.held(Path(config.state_dir), alone=False))
+        from relayd.agent.cluster import Cluster  # 50 modules, for those who use it
+
         cluster = Cluster(config)
         signals.on_config.append(cluster.use)
         async with trio.open_nursery() as nursery:
