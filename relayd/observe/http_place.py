@@ -16,6 +16,9 @@ from relayd.observe.http_server import AnswerTo, HttpServer, open_http
 
 Names = tuple[str, ...]
 
+KEPT, NOWHERE = "it is served where it was before", "it is served nowhere, until the next reload"
+"""What it means that an address can't be listened on."""
+
 
 class HttpPlace:
     """One process's. Listens from the start, and answers when it runs."""
@@ -62,21 +65,23 @@ class HttpPlace:
                 await self._changed.wait()
                 nursery.cancel_scope.cancel()
             self._changed = trio.Event()
-            if self._wanted[0] != at:
-                self._move(at)
-            elif self._server is not None:
-                self._open(at)  # what served by other names has closed its listener
+            self._move(at)
 
     def _move(self, before: str | None) -> None:
-        try:
-            self._open(self._wanted[0])
-        except HostError as error:
-            log.get().error("http.kept", reason=str(error), meaning="it is served where it was before")
-            self._wanted = (before, self._wanted[1])
-            self._open(before)
-            return
-        log.get().info("http.moved", http=self.address)
+        """What served until now has closed its listener: open another one."""
+        address, names = self._wanted
+        if self._open(address, KEPT if address != before else NOWHERE):
+            if address != before:
+                log.get().info("http.moved", http=self.address)
+        elif address != before:
+            self._wanted = (before, names)
+            self._open(before, NOWHERE)
 
-    def _open(self, address: str | None) -> None:
+    def _open(self, address: str | None, otherwise: str) -> bool:
         self.close()
-        self._server = open_http(address, self._stack)
+        try:
+            self._server = open_http(address, self._stack)
+        except HostError as error:
+            log.get().error("http.refused", reason=str(error), meaning=otherwise)
+            return False
+        return True
