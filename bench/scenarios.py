@@ -162,7 +162,7 @@ SCENARIOS = (
     ),
     Scenario(
         "stun",
-        "STUN answers (counted as frames), 4,096 addresses, 256 requests in flight",
+        "STUN answers (counted as frames), 4,096 addresses, 1,024 requests in flight",
         Spec(mode="stun", payload=44),
         goals=(Goal(PER_CPU, "least", 50_000), NOTHING_LOST),
         control=False,

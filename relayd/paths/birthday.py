@@ -42,7 +42,10 @@ MAX_LATE = 4
 """Pings at once, after a busy moment."""
 
 PAUSE_S, PAUSE_CAP_S = 300.0, 3600.0
-"""After an attempt, doubled with each that failed: to whom it doesn't work it looks like a scan."""
+"""After an attempt, doubled with each that failed: it looks like a scan of ports, and to no purpose then."""
+
+SEARCH_PAUSE_S = 150.0
+"""After a search that led nowhere, whatever the peer asks for: half of what it waits itself."""
 
 FIRST_PORT = 1024
 PORTS = 65536 - FIRST_PORT
@@ -93,6 +96,7 @@ class Birthday:
         self._announced = False
         self._aim: IPv4Address | None = None
         self._search_until = self._probe_at = inf
+        self._search_again_at = -inf
         self._tried: set[int] = set()
 
     # The hard end -------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ class Birthday:
 
     def forgive(self) -> None:
         """An address changed: what failed was another NAT."""
-        self._failures, self._next_at = 0, -inf
+        self._failures, self._next_at, self._search_again_at = 0, -inf, -inf
 
     # The easy end -------------------------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Birthday:
             return
         if address not in told or not local.birthday or local.symmetric or self._aim is not None:
             return
-        if not self._turn.take(now):
+        if now < self._search_again_at or not self._turn.take(now):
             return
         self._aim, self._search_until, self._probe_at = address, now + ATTEMPT_S, now
         self._tried.clear()
@@ -175,6 +179,7 @@ class Birthday:
         """The Pings that are due now: one, or as many as a late call has missed."""
         if self._aim is not None and now >= self._search_until:
             self._stop_search()
+            self._search_again_at = now + SEARCH_PAUSE_S
         found: list[Send] = []
         while self._aim is not None and self._probe_at <= now and len(found) < MAX_LATE:
             found.append(Send(Ping(self._draw(TXID_BYTES)), Endpoint(self._aim, self._next_port())))

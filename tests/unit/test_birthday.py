@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import pytest
 
 from relayd.paths.announcement import Send
@@ -84,6 +86,36 @@ def test_an_attempt_that_meets_nobody_ends_in_time_and_the_next_one_waits() -> N
     assert len(set(ports)) == len(ports)
     assert min(ports) >= FIRST_PORT
     assert max(at for at, _ in first) - calls[0] < ATTEMPT_S + 1.0
+
+
+def test_a_peer_that_calls_all_the_time_is_not_followed_all_the_time() -> None:
+    network = Network(1, "symmetric", "port_restricted", birthday=True)
+    for way in network.ways.values():
+        way.cut = True
+    everything = said(network)
+    network.start()
+    network.run(2.0)
+    hard, easy = network.a, network.b
+    assert hard.path is not None
+    assert easy.path is not None
+    session = hard.path.agent.session
+    for _ in range(300):
+        for address in (hard.nat.public, IPv4Address("198.51.100.66"), easy.nat.public):
+            call = FindPort(
+                generation=session.next_generation(),
+                session=session.own,
+                yours=session.yours,
+                address=str(address),
+            )
+            network._hear(easy, call, None)
+        network.run(1.0)
+    pinged = {
+        send.to
+        for _, node, send in everything
+        if node is easy and send.to is not None and isinstance(send.message, Ping)
+    }
+    assert {one.address for one in pinged} == {hard.nat.public, hard.inner.address}  # nobody else's
+    assert easy.path.birthday.searches == 2  # in five minutes
 
 
 @pytest.mark.parametrize("a", NATS)
