@@ -87,6 +87,8 @@ class Node:
         self.path: Pathfinder | None = None
         self.changes: list[tuple[float, bool]] = []
         """When the path became direct (True) or relayed."""
+        self.hold_s: float | None = None
+        """As measured; None: by custom."""
         self.birthday = birthday
         self.carriers: dict[int, Endpoint] = {}
         """Open sockets of the birthday method, by own port, and where they send to."""
@@ -109,7 +111,7 @@ class Node:
             prediction = Prediction(mapped, 1).following(other)
         return Local(
             candidates=tuple(candidates),
-            hold_s=inf if self.nat.kind == "none" else 10.0,
+            hold_s=self.hold_s if self.hold_s is not None else inf if self.nat.kind == "none" else 10.0,
             prediction=prediction,
             symmetric=self.nat.kind in ("symmetric", SEQUENTIAL),
             birthday=self.birthday,

@@ -8,6 +8,7 @@ from math import inf
 import pytest
 
 from relayd.paths.announcement import Send
+from relayd.paths.keepalive import FIREWALL_HOLD_S
 from tests.helpers.path_nats import NATS, can_punch
 from tests.helpers.path_network import WIREGUARD_PORT, Network, Node
 from tests.helpers.path_scenarios import run
@@ -131,6 +132,21 @@ def test_an_idle_tunnel_is_never_left_even_when_the_path_is_dead() -> None:
     network.send_traffic(network.a, 0.01)
     network.run(4.0)
     assert network.both_relayed()  # and is left when somebody wants to use it
+
+
+@pytest.mark.parametrize(("hold_s", "held"), [(FIREWALL_HOLD_S, True), (inf, False)])
+def test_an_idle_path_is_there_when_it_is_wanted_because_it_was_held(hold_s: float, held: bool) -> None:
+    network = Network(3, "port_restricted", "port_restricted")  # as two firewalls, which forget after 30 s
+    for node in network.nodes:
+        node.hold_s = hold_s
+    network.start()
+    network.run(10.0)
+    assert network.both_direct()
+    network.run(FIVE_MINUTES_S)
+    begun = network.now
+    network.send_traffic(network.a, 0.1)
+    network.run(10.0)
+    assert (network.lost(network.a, begun, network.now - 0.2) == 0) is held
 
 
 @pytest.mark.parametrize("agents", [(True, False), (False, True)])
