@@ -20,6 +20,7 @@ from relayd.wire.sealed_messages import (
     MAX_CANDIDATES,
     CallMeMaybe,
     Candidates,
+    FindPort,
     Message,
     PathChanged,
     Ping,
@@ -44,6 +45,7 @@ ALL: list[Message] = [
     ),
     PathChanged(generation=4, session=SESSION, path="relay"),
     PortPrediction(generation=5, session=SESSION, address="192.0.2.9", base=40000, step=2, count=3),
+    FindPort(generation=6, session=SESSION, yours=OTHER_SESSION, address="192.0.2.9"),
 ]
 
 
@@ -177,6 +179,9 @@ def candidate(**more: object) -> dict[str, object]:
         (6, stamped(address="192.0.2.1", base=1, step=1, count=33)),
         (6, stamped(address="192.0.2.1", base=1, step=1025, count=1)),
         (6, stamped(address="nowhere", base=1, step=1, count=1)),
+        (7, stamped(address="nowhere")),
+        (7, stamped(address="fe80::1%eth0")),
+        (7, stamped()),
     ],
 )
 def test_lies_in_a_field_are_refused(kind: int, body: object) -> None:
@@ -190,6 +195,7 @@ def test_lies_in_a_field_are_refused(kind: int, body: object) -> None:
         b"",
         b"\x00",
         b"\x07",
+        b"\x08",
         b"\xff" * 40,
         b"\x01" + bytes(11),
         b"\x02" + bytes(12),
