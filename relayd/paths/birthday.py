@@ -57,17 +57,19 @@ class Turn:
 
     def __init__(self) -> None:
         self._until = -inf
+        self._whose: object = None
 
-    def take(self, now: float) -> bool:
-        """Whether an attempt may begin."""
+    def take(self, who: object, now: float) -> bool:
+        """Whether an attempt of `who` may begin."""
         if now < self._until:
             return False
-        self._until = now + ATTEMPT_S
+        self._until, self._whose = now + ATTEMPT_S, who
         return True
 
-    def give_back(self) -> None:
-        """It ended before its time."""
-        self._until = -inf
+    def give_back(self, who: object) -> None:
+        """It has ended; if that was before its time, the next may begin."""
+        if self._whose is who:
+            self._until = -inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +111,7 @@ class Birthday:
         if not (hard and in_vain and agent.connected and self.attempt is None and now >= self._next_at):
             return
         to = checklist.mapped_endpoint()
-        if to is None or _outer(local) is None or not self._turn.take(now):
+        if to is None or _outer(local) is None or not self._turn.take(self, now):
             return
         self.attempt, self._announced = Attempt(to, now + ATTEMPT_S), False
         self.attempts += 1
@@ -137,7 +139,7 @@ class Birthday:
         if self.attempt is None:
             return
         self.attempt = None
-        self._turn.give_back()
+        self._turn.give_back(self)
         self._failures = 0 if met else self._failures + 1
         self._next_at = now + min(PAUSE_CAP_S, PAUSE_S * 2.0 ** min(max(0, self._failures - 1), 10))
 
@@ -163,7 +165,7 @@ class Birthday:
             return
         if address not in told or not local.birthday or local.symmetric or self._aim is not None:
             return
-        if now < self._search_again_at or not self._turn.take(now):
+        if now < self._search_again_at or not self._turn.take(self, now):
             return
         self._aim, self._search_until, self._probe_at = address, now + ATTEMPT_S, now
         self._tried.clear()
@@ -173,7 +175,7 @@ class Birthday:
         """It has led somewhere, or its time is over."""
         if self._aim is not None:
             self._aim, self._probe_at = None, inf
-            self._turn.give_back()
+            self._turn.give_back(self)
 
     def _due(self, now: float) -> list[Send]:
         """The Pings that are due now: one, or as many as a late call has missed."""

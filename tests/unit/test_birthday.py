@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from relayd.paths.announcement import Send
-from relayd.paths.birthday import ATTEMPT_S, FIRST_PORT, PAUSE_S, PROBE_S, SOCKETS
+from relayd.paths.birthday import ATTEMPT_S, FIRST_PORT, PAUSE_S, PROBE_S, SOCKETS, Turn
 from relayd.wire.sealed_messages import FindPort, Ping
 from tests.helpers.path_nats import NATS, can_punch
 from tests.helpers.path_network import CARRIED_AT, CARRIERS, Network, Node
@@ -130,6 +130,17 @@ def test_pairs_that_it_is_not_for_do_without(a: str, b: str) -> None:
     assert network.both_direct() is can_punch(a, b)
     hard = {a, b} == {"symmetric", "blocked"}  # which nobody can tell from one that is only restricted
     assert hard or not any(isinstance(send.message, FindPort) for _, _, send in everything)
+
+
+def test_there_is_one_attempt_at_a_time_whatever_the_number_of_peers() -> None:
+    turn, first, second = Turn(), object(), object()
+    assert turn.take(first, 100.0)
+    assert not turn.take(second, 100.0 + ATTEMPT_S - 0.1)
+    assert turn.take(second, 100.0 + ATTEMPT_S)
+    turn.give_back(first)  # late: it isn't its own any more
+    assert not turn.take(first, 101.0 + ATTEMPT_S)
+    turn.give_back(second)
+    assert turn.take(first, 102.0 + ATTEMPT_S)
 
 
 @pytest.mark.parametrize("configured", ["a", "b"])
