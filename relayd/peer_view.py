@@ -35,7 +35,7 @@ def print_peers(
 def _print_peer(console: Console, peer: Peer) -> None:
     paths = peer.get("paths") or {}
     lines = [
-        f"peer       {text(peer.get('key'))}",
+        f"peer       {text(peer.get('key'))}" + (f" ({text(peer['name'])})" if peer.get("name") else ""),
         f"path       {text(peer.get('path'))}, by {text(peer.get('endpoint'))}",
         f"why        {text(peer.get('reason'))}",
         f"handshake  {ago(peer.get('handshake_age_s'))}"

@@ -70,7 +70,8 @@ def sockets(directory: str) -> list[str]:
 
 
 def show_peer(path: str | None, peer: str, *, why: bool, as_json: bool, directory: str = RUN_DIR) -> int:
-    """Print all that the agents at `path`, or in `directory`, know of the peers whose keys begin with `peer`.
+    """Print all that the agents at `path`, or in `directory`, know of the peers that are called `peer`, or
+    whose keys begin with it.
 
     -> the exit status. Raises RelaydError when there is no such peer, or nobody to ask.
     """
@@ -78,7 +79,8 @@ def show_peer(path: str | None, peer: str, *, why: bool, as_json: bool, director
     found = trio.run(_ask_for_peer, paths, peer, why)
     if not found:
         raise RelaydError(
-            f"no agent here has a peer whose key begins with {peer!r} (relayd status lists them)"
+            f"no agent here has a peer of that name, or whose key begins with {peer!r} (relayd status lists "
+            "them)"
         )
     with printing():
         if as_json:

@@ -9,7 +9,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
     """Its flags. Not from the table: without --control it asks every process there is."""
     parser.add_argument("--json", action="store_true", help="one line of JSON for each process")
     parser.add_argument(
-        "peer", nargs="?", metavar="PEER", help="this peer alone, by its key or the beginning of it"
+        "peer",
+        nargs="?",
+        metavar="PEER",
+        help="this peer alone, by its name, its key, or the beginning of it",
     )
     parser.add_argument("--why", action="store_true", help="how that peer came to its path, in words")
     parser.add_argument(

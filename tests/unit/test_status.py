@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from relayd.errors import RelaydError
-from relayd.status import show_status
+from relayd.status import show_peer, show_status
 from relayd.status_view import print_status
 from tests.helpers.observed import agent_status, relay_status
 from tests.helpers.observed import key as observed_key
@@ -189,6 +189,22 @@ def test_json_is_a_line_for_each_process(tmp_path: Path, capsys: pytest.CaptureF
     with answering(tmp_path / "agent-wg0.sock", AGENT), answering(tmp_path / "relay.sock", relay(1)):
         assert show_status(None, as_json=True, directory=str(tmp_path)) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [AGENT, relay(1)]
+
+
+def test_a_peer_is_found_by_its_name_or_the_beginning_of_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = agent_status(("direct", "relay"))
+    status["peers"][1]["name"] = "branch office"
+    key = status["peers"][1]["key"]
+    for asked in ("branch office", key[:7]):
+        with answering(tmp_path / "agent-wg0.sock", status):
+            assert show_peer(None, asked, why=False, as_json=False, directory=str(tmp_path)) == 0
+        (tmp_path / "agent-wg0.sock").unlink()
+        assert f"{key} (branch office)" in capsys.readouterr().out
+    with answering(tmp_path / "agent-wg0.sock", status), pytest.raises(RelaydError, match="of that name"):
+        show_peer(None, "branch", why=False, as_json=False, directory=str(tmp_path))
+    assert shown((status, status)).count("branch office") == 1
 
 
 def test_one_named_process_is_asked_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
