@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import kube_start, startup
+from bench import kube_cost, kube_start, startup
 from bench.judge import Verdict, changes, judge
 from bench.load import require_loopback
 from bench.model import BenchError, Report, Result
@@ -133,11 +133,14 @@ def run(options: argparse.Namespace) -> int:
         for scenario in SCENARIOS:
             console.print(f"{scenario.name:20} {scenario.title}", highlight=False)
         console.print(f"{kube_start.NAME:20} an agent's start in a cluster of {kube_start.PEERS} nodes")
+        console.print(f"{kube_cost.NAME:20} what agents cost an API server, as that counts it")
         return 0
     if options.startup:
         return _startup(options)
     if kube_start.NAME in options.rows:
         return _kube_start(options)
+    if kube_cost.NAME in options.rows:
+        return _kube_cost(options)
     relay_cpu, load_cpu = _cpus()
     scenarios = _scenarios(options)
     baseline = msgspec.json.decode(options.baseline.read_bytes(), type=Report) if options.baseline else None
@@ -202,6 +205,13 @@ def _kube_start(options: argparse.Namespace) -> int:
         print(found)
         if options.strict and not found.met:
             return 1
+    return 0
+
+
+def _kube_cost(options: argparse.Namespace) -> int:
+    if options.rows != [kube_cost.NAME]:
+        raise BenchError(f"{kube_cost.NAME} has no relay to measure: name it alone")
+    print(kube_cost.measure(120.0 if options.quick else kube_cost.CALM_S))
     return 0
 
 

@@ -143,10 +143,10 @@ def keeper_of(mesh: Mesh, rules: HostRules, directory: Path) -> HostKeeper:
     wanted = mesh.interface
     if not isinstance(wanted, OwnedInterface):
         return HostKeeper(rules, inventory.adopted(wanted.name, mark_rule=False), mesh.relays)
-    allowed_ips = [network for peer in mesh.peers for network in peer.allowed_ips]
+    routed = [network for peer in mesh.peers for network in peer.routed]
     return HostKeeper(
         rules,
-        inventory.owned(wanted.name, wanted.addresses, allowed_ips),
+        inventory.owned(wanted.name, wanted.addresses, routed),
         (*mesh.relays, *mesh.relay_sets),
         keep_interface=partial(ownership.keep_owned, owned_of(wanted, mesh), directory),
     )

@@ -96,7 +96,7 @@ class MeshFollower:
             host_rules.owned(
                 interface.name,
                 interface.addresses,
-                [network for peer in wanted.peers for network in peer.allowed_ips],
+                [network for peer in wanted.peers for network in peer.routed],
             ),
             (*wanted.relays, *wanted.relay_sets),
             now=partial(keep, owned_of(interface, news), endpoints=True),

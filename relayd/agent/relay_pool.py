@@ -41,6 +41,10 @@ IDLE_S = 330.0
 a relay that a peer was absent (`relay_choice.GONE_CAP_S`), so that nobody's frames meet a connection that has
 just gone."""
 
+LINGER_S = 20.0
+"""A replica that its name doesn't lead to any more may be draining, and others still send by it: so long its
+link is heard to the end. (config/relay gives a drain 15 s.)"""
+
 MakeLink = Callable[[JoinString, PrivateKey, PublicKey | None, OnRuns, Callable[[PeerGone], None]], RelayLink]
 """`make_link(relay, key, home_key, on_runs, on_gone)`: a link that isn't running yet. `key` is ours,
 `home_key` that of the node for whose sake it is; None: our own."""
@@ -81,6 +85,8 @@ class RelayPool:
         self._members = {relay.address: _Member(relay) for relay in relays or (NO_RELAY,)}
         self._ranked = order(key.public(), tuple(self._members))
         self._home = self._ranked[0]
+        self._lingering: list[_Member] = []
+        """Not among the relays any more, and still heard."""
         self._routes: dict[bytes, PeerRoute] = {}
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
@@ -150,6 +156,7 @@ class RelayPool:
         if key == self.key:
             return
         self.key = key
+        self._drop_lingering(lambda member: True)
         self._rank()
         for link in self._links():
             link.register_as(key)
@@ -174,9 +181,18 @@ class RelayPool:
         if {address: member.relay for address, member in self._members.items()} == wanted:
             return
         for address, member in list(self._members.items()):
-            if wanted.get(address) != member.relay:
+            if wanted.get(address) == member.relay:
+                continue
+            if relays and member.relay.one_of and member.link is not None and member.link.connected:
+                member.used_at = self._now()
+                self._lingering.append(member)
+            else:
                 self._let_go(address, member, "not one of our relays any more")
-                del self._members[address]
+            del self._members[address]
+        self._drop_lingering(lambda member: not relays)
+        for member in [one for one in self._lingering if wanted.get(one.relay.address) == one.relay]:
+            self._lingering.remove(member)
+            self._members[member.relay.address] = member
         for address, relay in wanted.items():
             self._members.setdefault(address, _Member(relay))
         self._rank()
@@ -267,6 +283,9 @@ class RelayPool:
     def _look(self) -> None:
         """See what the links are like, and have those that are needed."""
         now = self._now()
+        self._drop_lingering(
+            lambda one: now - one.used_at > LINGER_S or one.link is None or not one.link.connected
+        )
         self._merge()
         seen = self._see(now)
         wanted = homes(self._ranked, seen, now)
@@ -299,6 +318,11 @@ class RelayPool:
         member.link = None
         if member.relay != NO_RELAY:
             self._log.info("relay.let_go", relay=address, reason=reason)
+
+    def _drop_lingering(self, unwanted: Callable[[_Member], bool]) -> None:
+        for member in [one for one in self._lingering if unwanted(one)]:
+            self._lingering.remove(member)
+            self._let_go(member.relay.address, member, "not one of our relays any more")
 
     def _merge(self) -> None:
         """Two addresses of one relay would have our own connections displace each other: keep the better

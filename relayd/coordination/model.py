@@ -62,6 +62,14 @@ class MeshPeer:
     name: str = ""
     """What people call it; "": nothing but its key."""
 
+    unrouted: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Of its allowed IPs, those that packets may come from, and that no route leads to."""
+
+    @property
+    def routed(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The others."""
+        return tuple(one for one in self.allowed_ips if one not in self.unrouted)
+
 
 class RelayMode(Enum):
     """When the relays are used."""

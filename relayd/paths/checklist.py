@@ -96,6 +96,9 @@ class Pair:
     answered_at: float = -inf
     """When an answer last came, to a Ping of any size."""
 
+    failed_at: float = -inf
+    """When a round of Pings to it ended without an answer; the next round may be under way."""
+
     valid_at: float = -inf
     """When one of full size was answered last."""
 
@@ -104,6 +107,11 @@ class Pair:
 
     seen_as: Endpoint | None = None
     """Where the peer sees us, on this pair."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a whole round came to nothing, and no answer since."""
+        return self.failed_at > self.answered_at
 
 
 class Checklist:
@@ -254,6 +262,7 @@ class Checklist:
         retries = FULL_RETRIES_S if full else RETRIES_S
         if pair.sent > len(retries):
             pair.state = PairState.TOO_SMALL if full else PairState.FAILED
+            pair.failed_at = pair.failed_at if full else now
             pair.next_at, pair.triggered = inf, False
             return None
         pair.next_at = now + (retries[pair.sent] if pair.sent < len(retries) else LAST_WAIT_S)

@@ -6,7 +6,7 @@ from math import inf
 
 from relayd.endpoints import Endpoint
 from relayd.paths.acquaintance import Acquaintance
-from relayd.paths.checklist import ANSWER_S, Checklist, PairState
+from relayd.paths.checklist import ANSWER_S, Checklist
 from relayd.paths.counters import Counters
 from relayd.paths.evidence import Evidence, PeerWord, ValidPair
 from relayd.paths.keepalive import Beat
@@ -44,7 +44,7 @@ def gather(
         why_not="" if valid else checklist.why_not(),
         kernel=kernel,
         kernel_answered=pair is not None and now - pair.answered_at <= ANSWER_S,
-        kernel_failed=pair is not None and pair.state is PairState.FAILED and pair.sent > 0,
+        kernel_failed=pair is not None and pair.has_failed,
         session=session,
         answered_at=beat.answered_at,
         unanswered=beat.unanswered,

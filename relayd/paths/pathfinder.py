@@ -373,6 +373,11 @@ class Pathfinder:
     @property
     def _relay_ping_at(self) -> float:
         doubtful_at = self.beat.doubtful_at(self.round_trip_s)
+        view = self._view
+        if not self.selector.ours and self.able and view is not None and view.endpoint and not view.session:
+            pair = self.checklist.pairs.get(view.endpoint)
+            if pair is not None and pair.has_failed:  # would the relay do better? That is all that is missing
+                doubtful_at = pair.failed_at
         return self.agent.ping_at(direct=self.direct, doubtful_at=doubtful_at)
 
     def _beat_at(self, now: float) -> float:

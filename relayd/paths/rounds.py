@@ -7,9 +7,9 @@ from math import inf
 from relayd.paths.patience import USUAL
 from relayd.paths.selector import SWITCH_AT_SILENCE_S
 
-AGAIN_S = 5.0
+AGAIN_S = 6.0
 """Between two rounds of checks, for as long as the peer is relayed: doubled each time, and anew after any
-sign of change."""
+sign of change. Longer than a round of Pings (`checklist.RETRIES_S`): each is known to have failed."""
 
 ROUND_GAP_S = 1.0
 """Between two rounds at least, whatever happens."""

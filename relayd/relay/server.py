@@ -73,6 +73,8 @@ class Relay:
 
         Connections that `manager` has kept of an earlier process are served from the start."""
         self._config, self._listen = config, listen
+        self.draining = False
+        """Whether it was asked to stop, and its agents are asked to go."""
         self._started_at = time.monotonic()
         self.poller = Poller()
         self.plane = DataPlane(
@@ -169,6 +171,7 @@ class Relay:
             "backlogged": len(self.plane.backlogged),
             "queued_bytes": self.plane.queued_bytes,
             "queue_delay": self.plane.delays.status(),
+            "draining": self.draining,
             "unregistered": self.doorway.unregistered,
             "accepted": self.doorway.accepted,
             "resumed": self._resumed,
@@ -363,6 +366,7 @@ async def _drain(
     done."""
     task_status.started()
     await signals.draining.wait()
+    relay.draining = True
     await relay.doorway.shut()
     for listener in listeners:
         # Closed, so that who dials is refused at once and tries elsewhere.

@@ -111,6 +111,10 @@ class ControlPlane:
         """`kubectl apply` of objects."""
         self.kubectl("apply", "-f", "-", stdin="\n---\n".join(json.dumps(one) for one in objects))
 
+    def patch(self, kind: str, name: str, patch: object, *more: str) -> None:
+        """A merge patch."""
+        self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(patch), *more)
+
     def as_agent(self, token: str, *arguments: str, stdin: str = "") -> str:
         """kubectl with nothing but a token. Raises HostError with what it was refused for."""
         return self.node.run(

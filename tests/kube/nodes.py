@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -20,6 +21,7 @@ from relayd.demo.tunnel import start_wireguard_go
 from relayd.endpoints import Endpoint
 from tests.helpers.netns import START_S, status_of, wait_until, write
 from tests.kube.control_plane import ADDRESS, NAMESPACE, URL, ControlPlane
+from tests.kube.objects import mesh
 
 RELAY_ADDRESS = IPv4Address("198.51.100.1")
 RELAY = Endpoint(RELAY_ADDRESS, 3478)
@@ -83,13 +85,13 @@ class Nodes:
         write(node, "/run/ca.crt", self.cluster.ca)
         write(node, "/run/token", self.cluster.pod_token(name, pod=pod))
 
-    def start(self, name: str, *more: str) -> Process:
-        """Start the agent of a node, as the DaemonSet does."""
+    def start(self, name: str, *more: str, server: str = URL) -> Process:
+        """Start the agent of a node, as the DaemonSet does; `server` is what its environment says."""
         node = self.named[name]
         agent = self.agents[name] = node.start(
             *RELAYD, "agent", "--kubernetes", "--log", "json", "--state", STATE, "--http", "off",
             "--api-token-file", "/run/token", "--api-ca-file", "/run/ca.crt", *more,
-            environment={"NODE_NAME": name, "WIREKUBE_KUBE_APISERVER": URL},
+            environment={"NODE_NAME": name, "WIREKUBE_KUBE_APISERVER": server},
         )  # fmt: skip
         return agent
 
@@ -119,7 +121,7 @@ class Nodes:
 
     def patch(self, kind: str, name: str, patch: object, *more: str) -> None:
         """As the administrator."""
-        self.cluster.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(patch), *more)
+        self.cluster.patch(kind, name, patch, *more)
 
     def address(self, name: str) -> IPv4Address:
         """A node's address in the mesh."""
@@ -147,14 +149,29 @@ class Nodes:
         """Of that kind."""
         return [one for one in self.log(name) if one.get("event") == event]
 
-    def pings(self, name: str, to: str, *, timeout_s: float = 40.0) -> float:
-        """Ping from node to node through the tunnel until one is answered. -> seconds that it took"""
+    def pings(self, name: str, to: str | IPv4Address, *, timeout_s: float = 40.0) -> float:
+        """Ping from node to node (or address) through the tunnel until one is answered. -> seconds that it
+        took"""
         began = time.monotonic()
-        address = str(self.address(to))
-        ping = ("ping", "-c1", "-W1", address)
+        ping = ("ping", "-c1", "-W1", str(self.address(to) if isinstance(to, str) else to))
         wait_until(
             lambda: self.named[name].run("sh", "-c", '"$@" >/dev/null && echo yes || true', "sh", *ping),
             f"{name} reaches {to}",
             timeout_s,
         )
         return time.monotonic() - began
+
+
+def meshed(lab: Lab) -> Iterator[Nodes]:
+    """With a relay as the Deployment runs it, and an agent on each node, before there is a mesh."""
+    cluster = ControlPlane(lab)
+    cluster.install()
+    made = Nodes(lab, cluster)
+    relay = made.start_relay()
+    for name in made.named:
+        made.start(name)
+    cluster.apply(mesh(**MESH))
+    for name in made.named:
+        made.agents[name].wait_for_output('"agent.started"', 60)
+    yield made
+    assert relay.returncode() is None, relay.last_words()

@@ -11,6 +11,7 @@ import pytest
 import relayd
 from relayd.errors import HostError
 from tests.kube.control_plane import NAMESPACE, ROOT, ControlPlane
+from tests.kube.objects import KEY, mesh, peer
 
 CONFIG = ROOT / "config"
 EXAMPLES = sorted((CONFIG / "examples").glob("*.yaml"))
@@ -19,7 +20,6 @@ MANIFESTS = sorted(
     for path in CONFIG.rglob("*.yaml")
     if path.name not in ("kustomization.yaml", "cleanup-job.yaml") and path not in EXAMPLES
 )
-KEY = "mDBJK0hxAGm9FGfXNBoqFwrB2UVrqAvX5l3RrM0wFmQ="
 
 
 def test_every_manifest_is_in_the_kustomization() -> None:
@@ -72,6 +72,46 @@ def test_the_agent_has_two_capabilities_and_runs_where_the_label_is(installed: C
     assert {"/var/lib/wirekube", "/run/relayd"} <= paths
 
 
+def test_relays_are_spread_keep_one_and_run_as_nobody(installed: ControlPlane) -> None:
+    spec = installed.get("deployment", "wirekube-relay", "-n", NAMESPACE)["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert spec["replicas"] >= 2
+    (spread,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    labels = spread["podAffinityTerm"]["labelSelector"]["matchLabels"]
+    assert labels == spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] | labels
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    budget = installed.get("pdb", "wirekube-relay", "-n", NAMESPACE)["spec"]
+    assert (budget["maxUnavailable"], budget["selector"]["matchLabels"]) == (1, labels)
+    for name, cluster_ip in (("wirekube-relay", None), ("wirekube-relay-headless", "None")):
+        service = installed.get("service", name, "-n", NAMESPACE)["spec"]
+        ports = {(one["protocol"], one["port"]) for one in service["ports"]}
+        assert ports == {("TCP", 3478), ("UDP", 3478)}
+        assert service["selector"] == labels
+        assert cluster_ip in (None, service["clusterIP"])
+    policy = installed.get("netpol", "wirekube-relay", "-n", NAMESPACE)["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+
+
+@pytest.mark.parametrize("kind", ["deployment/wirekube-relay", "daemonset/wirekube-agent"])
+def test_every_container_has_probes_requests_and_limits(installed: ControlPlane, kind: str) -> None:
+    spec = installed.get(kind, "-n", NAMESPACE)["spec"]["template"]["spec"]
+    for container in spec["containers"]:
+        assert {"readinessProbe", "livenessProbe"} <= container.keys()
+        assert all("httpGet" in container[probe] for probe in container if probe.endswith("Probe"))
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+        assert container["resources"]["limits"]["memory"]
+        assert not container["securityContext"]["privileged"]
+
+
+def test_agents_are_updated_one_at_a_time(installed: ControlPlane) -> None:
+    strategy = installed.get("daemonset", "wirekube-agent", "-n", NAMESPACE)["spec"]["updateStrategy"]
+    assert (strategy["type"], strategy["rollingUpdate"]["maxUnavailable"]) == ("RollingUpdate", 1)
+
+
 def test_short_names_and_columns(installed: ControlPlane) -> None:
     installed.apply(peer("columns", publicKey=KEY, endpoint="192.0.2.9:51820", allowedIPs=["10.100.0.9/32"]))
     try:
@@ -87,19 +127,6 @@ def test_short_names_and_columns(installed: ControlPlane) -> None:
         assert row.split()[:3] == ["default", "51820", "wire_kube"]
     finally:
         installed.kubectl("delete", "wkmesh", "default")
-
-
-def peer(name: str, **spec: object) -> dict[str, object]:
-    return {
-        "apiVersion": "wirekube.io/v1alpha1",
-        "kind": "WireKubePeer",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
-
-
-def mesh(**spec: object) -> dict[str, object]:
-    return peer("default", **spec) | {"kind": "WireKubeMesh"}
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,12 @@ import pytest
 from relayd import marks
 from relayd.demo.lab import RELAYD, Lab
 from tests.helpers.netns import Pings, drop_packets, relay_status, wait_until
-from tests.kube.control_plane import ADDRESS, NAMESPACE, PORT, ControlPlane
-from tests.kube.nodes import INTERFACE, MESH, OTHER_PORT, OTHER_RELAY, STATE, Nodes
-from tests.kube.test_manifests import KEY, mesh, peer
+from tests.kube.control_plane import ADDRESS, NAMESPACE, PORT
+from tests.kube.nodes import INTERFACE, MESH, OTHER_PORT, OTHER_RELAY, RELAY, Nodes, meshed
+from tests.kube.objects import KEY, peer
 
 GONE_S = 2.0
 """A peer that was deleted is gone everywhere within this of the event."""
-
-AWAY_S = 25.0
-"""Stands for any time: all that a server's absence starts in an agent (10 s to connect, 20 s of TCP's user
-timeout) has ended by then, and only the backoff goes on."""
 
 REACTS_S = 30.0
 """For what an agent does by itself: a write may have to wait for ten seconds, a watch for its backoff."""
@@ -30,17 +26,7 @@ REACTS_S = 30.0
 
 @pytest.fixture(scope="module")
 def nodes(lab_of_module: Lab) -> Iterator[Nodes]:
-    cluster = ControlPlane(lab_of_module)
-    cluster.install()
-    made = Nodes(lab_of_module, cluster)
-    relay = made.start_relay()
-    for name in made.named:
-        made.start(name)
-    cluster.apply(mesh(**MESH))
-    for name in made.named:
-        made.agents[name].wait_for_output('"agent.started"', 60)
-    yield made
-    assert relay.returncode() is None, relay.last_words()
+    yield from meshed(lab_of_module)
 
 
 def within(limit_s: float, holds: Callable[[], object], what: str) -> None:
@@ -171,6 +157,73 @@ def test_settings_of_the_mesh_take_effect_without_a_restart(nodes: Nodes) -> Non
     pings.stop()
 
 
+def test_the_times_of_the_mesh_count_at_once(nodes: Nodes) -> None:
+    def patience(name: str) -> dict[str, float]:
+        return dict(nodes.status(name)["patience"])
+
+    before = patience("a")
+    assert before["recheck_cap_s"] == 120, "as the definition has it"
+    relay = {"directRetryIntervalSeconds": 45, "handshakeTimeoutSeconds": 20}
+    traversal = {"healthProbeTimeoutSeconds": 6, "handshakeValidWindowSeconds": 240}
+    nodes.patch("wkmesh", "default", {"spec": {"relay": relay, "natTraversal": traversal}})
+    wanted = {"silent_s": 6, "recheck_cap_s": 45, "try_s": 20, "fresh_handshake_s": 240}
+    for name in nodes.named:
+        within(5, lambda name=name: patience(name) == wanted, f"{name} has them")  # type: ignore[misc]
+    back = {"relay": dict.fromkeys(relay), "natTraversal": None}
+    nodes.patch("wkmesh", "default", {"spec": back})
+    within(5, lambda: patience("a") == before, "and those of before")
+
+
+def test_what_nodes_route_follows_the_mesh(nodes: Nodes) -> None:
+    """InternalIPs (b and c have one), pods' networks, and what is excluded."""
+    internal, pods = str(nodes.named["b"].addresses["c"]), "10.244.7.0/24"
+    nodes.patch("node", "b", {"spec": {"podCIDR": pods, "podCIDRs": [pods]}})
+    nodes.patch(
+        "wkmesh",
+        "default",
+        {"spec": {"autoAllowedIPs": {"includeNodeInternalIP": True}, "podCIDRRouting": {"enabled": True}}},
+    )
+    for network in (internal, pods):
+        within(REACTS_S, lambda network=network: network in nodes.routes("a"), f"a routes {network}")  # type: ignore[misc]
+    nodes.patch("wkmesh", "default", {"spec": {"routing": {"excludeCIDRs": ["10.244.0.0/16"]}}})
+    within(5, lambda: pods not in nodes.routes("a"), "what is excluded isn't routed")
+    assert internal in nodes.routes("a")
+    assert pods in nodes.peer("b")["spec"]["allowedIPs"], "b still says what it has"
+    nodes.patch(
+        "wkmesh", "default", {"spec": {"autoAllowedIPs": None, "podCIDRRouting": None, "routing": None}}
+    )
+    within(REACTS_S, lambda: internal not in nodes.routes("a"), "and no more")
+    within(REACTS_S, lambda: len(nodes.peer("b")["spec"]["allowedIPs"]) == 1, "b has its address alone")
+
+
+def test_stun_servers_that_the_mesh_names_are_asked_and_silence_changes_nothing(nodes: Nodes) -> None:
+    """The second one's answers are another server's; then none answers any more."""
+
+    def published() -> str:
+        return str(nodes.peer("a")["spec"]["endpoint"])
+
+    def asked() -> set[str]:
+        return {
+            one["source"] for one in nodes.status("a")["discovery"]["findings"] if one["method"] == "stun"
+        }
+
+    seen = published()
+    other = nodes.start_relay(OTHER_PORT)
+    other.wait_for_output('"relay.started"', 30)
+    nodes.patch("wkmesh", "default", {"spec": {"stunServers": [OTHER_RELAY, f"stun:{RELAY}"]}})
+    within(REACTS_S, lambda: OTHER_RELAY in asked(), "a asks it")
+    drop_packets(nodes.named["a"], "udp sport { 3478, 3479, 3490, 3491 }")
+    nodes.stop("a")
+    nodes.start("a").wait_for_output('"agent.started"', 60)
+    time.sleep(12)  # a look is over by then, and a correction would have been made
+    assert asked() == set()
+    assert published() == seen, "what the resource has stays"
+    drop_packets(nodes.named["a"])
+    nodes.patch("wkmesh", "default", {"spec": {"stunServers": None}})
+    nodes.lab.discard(other)
+    nodes.pings("a", "b")
+
+
 def path(nodes: Nodes, name: str, to: str) -> str:
     """How `name` reaches `to`, by its own words."""
     key = nodes.key(to)
@@ -238,80 +291,6 @@ def test_the_interfaces_name_takes_a_restart_and_that_is_said(nodes: Nodes) -> N
     nodes.patch("wkmesh", "default", {"spec": {"interfaceName": INTERFACE}})
     within(5, lambda: nodes.status("a")["mesh_problem"] == "", "and no more")
     nodes.pings("a", "b")
-
-
-def test_a_watch_that_is_cut_is_taken_up_again(nodes: Nodes) -> None:
-    node = nodes.named["a"]
-    count = len(nodes.events("a", "kubernetes.followed"))
-    node.run("ss", "-K", "dst", str(ADDRESS), "dport", "=", str(PORT))  # resets its connections
-    nodes.cluster.apply(peer("meanwhile", publicKey=KEY, allowedIPs=["10.100.255.9/32"]))
-    within(REACTS_S, lambda: KEY in nodes.wg("a", "peers"), "a has what came meanwhile")
-    nodes.cluster.kubectl("delete", "wkpeer", "meanwhile")
-    within(REACTS_S, lambda: KEY not in nodes.wg("a", "peers"), "and what went")
-    assert len(nodes.events("a", "kubernetes.followed")) > count
-    nodes.pings("a", "b")
-
-
-def test_after_410_it_lists_anew_and_loses_nothing(nodes: Nodes) -> None:
-    """A node that is cut off from the API while old revisions are compacted away."""
-    node = nodes.named["a"]
-    drop_packets(node, f"ip saddr {ADDRESS}")
-    nodes.cluster.apply(peer("unseen", publicKey=KEY, allowedIPs=["10.100.255.9/32"]))
-    # A restarted server has no cache from before: what it is asked to go on from must be in etcd.
-    with nodes.cluster.away():
-        pass
-    nodes.cluster.compact()
-    assert KEY not in nodes.wg("a", "peers")
-    drop_packets(node)
-    within(60, lambda: nodes.events("a", "kubernetes.expired"), "it is told 410")
-    within(REACTS_S, lambda: KEY in nodes.wg("a", "peers"), "a has what it didn't see")
-    nodes.cluster.kubectl("delete", "wkpeer", "unseen")
-    within(REACTS_S, lambda: KEY not in nodes.wg("a", "peers"), "and is followed again")
-
-
-def test_while_the_api_server_is_away_everything_stays(nodes: Nodes) -> None:
-    pings = [Pings(nodes.lab, nodes.named["a"], nodes.address(to)) for to in "bc"]
-    for one in pings:
-        one.wait_back()
-    before = {name: (nodes.wg(name, "endpoints"), nodes.routes(name)) for name in nodes.named}
-    began = time.time()
-    with nodes.cluster.away():
-        within(REACTS_S, lambda: not nodes.status("a")["cluster"]["current"], "a knows")
-        time.sleep(max(0.0, began + AWAY_S - time.time()))
-        assert {name: (nodes.wg(name, "endpoints"), nodes.routes(name)) for name in nodes.named} == before
-    for name in nodes.named:
-        within(60, lambda name=name: nodes.status(name)["cluster"]["current"], f"{name} follows again")  # type: ignore[misc]
-    for one in pings:
-        timeline = one.stop()
-        assert [gap for gap in timeline.gaps() if gap.start_s > began] == [], "no ping was lost"
-
-
-def test_an_agent_starts_from_memory_while_the_api_server_is_away(nodes: Nodes) -> None:
-    file = nodes.named["a"].path(f"{STATE}/cluster.json")
-    assert file.stat().st_mode & 0o777 == 0o600
-    with nodes.cluster.away():
-        nodes.stop("a")
-        # As after a reboot: nothing of it is there any more.
-        nodes.named["a"].ip("route flush table 22347")
-        for key in nodes.wg("a", "peers").split():
-            nodes.named["a"].run("wg", "set", INTERFACE, "peer", key, "remove")
-        started = nodes.start("a")
-        started.wait_for_output('"agent.started"', 60)
-        assert len(nodes.routes("a").splitlines()) == 2
-        assert "from memory" in " ".join(nodes.status("a")["cluster"]["problems"])
-    within(60, lambda: nodes.status("a")["cluster"]["current"], "it follows again")
-    within(5, lambda: nodes.status("a")["cluster"]["problems"] == [], "and has nothing to complain of")
-    nodes.pings("a", "b")
-
-
-def test_a_rotated_token_is_taken_up(nodes: Nodes) -> None:
-    """The old one ends with its pod, and isn't good for a single request more."""
-    nodes.new_token("a", pod="wirekube-agent-a-2")
-    nodes.cluster.delete_pod("wirekube-agent-a")
-    nodes.named["a"].run("ss", "-K", "dst", str(ADDRESS), "dport", "=", str(PORT))
-    nodes.cluster.apply(peer("later", publicKey=KEY, allowedIPs=["10.100.255.9/32"]))
-    within(REACTS_S, lambda: KEY in nodes.wg("a", "peers"), "a follows with the new one")
-    nodes.cluster.kubectl("delete", "wkpeer", "later")
 
 
 def test_an_agent_cannot_write_anothers_resource(nodes: Nodes) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from relayd.errors import HostError
 from tests.kube.control_plane import NAMESPACE, ControlPlane
-from tests.kube.test_manifests import KEY, mesh, peer
+from tests.kube.objects import KEY, mesh, peer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import signal
 from relayd.demo.lab import Lab
 from relayd.demo.stage import STATE_DIR
 from relayd.marks import RELAY_PORT
-from tests.helpers.netns import Mesh, agent_status, status_of, wait_until
+from tests.helpers.netns import Mesh, agent_status, relay_status, status_of, wait_until
 
 DRAIN_S = 8
 """The next relay's interpreter starts in it, on a machine that is busy with other things."""
@@ -37,6 +37,7 @@ def test_a_drained_and_replaced_relay_costs_no_frame(lab: Lab) -> None:
     before = dials(mesh)
     mesh.relay.send_signal(signal.SIGTERM)
     wait_until(lambda: "relay.draining" in mesh.relay.output(), "the relay says that it drains")
+    assert relay_status(mesh.relay_host)["draining"] is True
     # As a Service of Kubernetes does: who connects from now on gets the next one, who is connected stays.
     mesh.relay_host.run("nft", "-f", "-", stdin=SERVICE)
     following = mesh.relay_host.relayd(

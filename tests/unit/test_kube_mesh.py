@@ -286,11 +286,12 @@ def test_many_problems_are_summed_up() -> None:
 
 
 def test_excluded_networks_are_not_routed() -> None:
-    without = mesh(routing={"excludeCIDRs": ["192.168.0.0/16"]})
+    without = mesh(routing={"excludeCIDRs": ["192.168.0.0/16", "10.0.0.0/8"]})
     theirs = ["10.100.0.2/32", "192.168.2.0/24", "192.0.0.0/8"]
     mine = peer("a", 0, allowedIPs=["10.100.0.1/32"])
     (b,) = meaning(view(mine, peer("b", allowedIPs=theirs), of=without), ME).mesh.peers
-    assert b.allowed_ips == (ip_network("10.100.0.2/32"), ip_network("192.0.0.0/8"))
+    assert b.routed == (ip_network("10.100.0.2/32"), ip_network("192.0.0.0/8")), "never a node's own address"
+    assert b.allowed_ips == tuple(map(ip_network, theirs)), "what comes from there is let in"
 
 
 def test_without_a_mesh_there_is_nothing_to_say() -> None:

@@ -27,14 +27,14 @@ def view(endpoint: Endpoint | None = None, *, rx: int = 0, tx: int = 0, relayed:
 class Peer:
     """A pathfinder that is acquainted, and the peer's side of the conversation by hand."""
 
-    def __init__(self, *, acquainted: bool = True) -> None:
+    def __init__(self, *, acquainted: bool = True, seen: KernelView | None = None) -> None:
         self.local = Local(candidates=(make("host", HERE),))
         self.finder = Pathfinder(
             ALICE.public(), BOB.public(), session=drawn("ours", 8), local=self.local, draw=Draws("f"), now=T
         )
         self.now = T
         self._generation = 0
-        self.finder.saw(view(), T)
+        self.finder.saw(seen or view(), T)
         self.finder.relay_is(True, T)
         self.said: list[Send] = self.finder.act(T)
         if acquainted:
@@ -213,3 +213,29 @@ def test_the_rate_of_the_inbox_is_enough_for_two_ends_in_doubt() -> None:
     network.run(10.0)
     assert times
     assert len(times) < MESSAGES_BURST + 10 * MESSAGES_PER_S
+
+
+def test_an_endpoint_that_never_answered_is_left_as_soon_as_that_is_known() -> None:
+    """The relay's word is seconds old by then: it is asked again, not in half a minute."""
+    peer = Peer(seen=KernelView(endpoint=THERE, session=False, rx_bytes=0, tx_bytes=0, relayed_bytes=0))
+    began = peer.now
+    while not peer.finder.selector.ours and peer.now < began + 60.0:
+        said, peer.said = peer.said, []
+        for send in said:
+            if isinstance(send.message, Ping) and send.to is None:
+                peer.hear(Pong(send.message.txid, Endpoint(ip_address("0.0.0.0"), 0)))
+        peer.now += 0.05
+        peer.said += peer.finder.act(peer.now)
+    assert (peer.finder.selector.ours, peer.finder.direct) == (True, False)
+    assert peer.now - began < 10.0, peer.finder.selector.reason
+
+
+def test_a_relay_that_answers_no_more_either_is_not_asked_for_ever() -> None:
+    peer = Peer(seen=KernelView(endpoint=THERE, session=False, rx_bytes=0, tx_bytes=0, relayed_bytes=0))
+    peer.said.clear()
+    until = peer.now + 600.0
+    while peer.now < until:
+        peer.now += 0.1
+        peer.said += peer.finder.act(peer.now)
+    asked = [send for send in peer.said if isinstance(send.message, Ping) and send.to is None]
+    assert len(asked) < 60

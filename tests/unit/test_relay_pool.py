@@ -15,7 +15,7 @@ from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_choice import order
 from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import RelayLink
-from relayd.agent.relay_pool import RelayPool
+from relayd.agent.relay_pool import LINGER_S, RelayPool
 from relayd.coordination.model import RelayAddress
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
@@ -40,14 +40,17 @@ def peer_whose_home_is(address: str, relays: Sequence[str]) -> PublicKey:
     )
 
 
-def join_of(relay: TinyRelay) -> JoinString:
-    return JoinString(relay.join.host, relay.join.port, key=RELAY.public, token=TOKEN)
+NAME = "relays.example.net:3478"
+
+
+def join_of(relay: TinyRelay, one_of: str = "") -> JoinString:
+    return JoinString(relay.join.host, relay.join.port, key=RELAY.public, token=TOKEN, one_of=one_of)
 
 
 class Rig:
     """A pool, its relays by address (ours first), and what came out."""
 
-    def __init__(self, relays: Sequence[TinyRelay]) -> None:
+    def __init__(self, relays: Sequence[TinyRelay], one_of: str) -> None:
         by_address = {relay.join.address: relay for relay in relays}
         self.addresses = order(OWN, tuple(by_address))
         self.relays = [by_address[address] for address in self.addresses]
@@ -58,7 +61,7 @@ class Rig:
         self.dead: set[int] = set()
         self.taken: dict[Session, list[bytes]] = {}
         self.pool = RelayPool(
-            [join_of(relay) for relay in relays],
+            [join_of(relay, one_of) for relay in relays],
             OWN_PRIVATE,
             self._make_link,
             on_runs=self._on_runs,
@@ -139,9 +142,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(count: int) -> AsyncIterator[Rig]:
+async def running(count: int, *, one_of: str = "") -> AsyncIterator[Rig]:
     with ExitStack() as stack:
-        rig = Rig([stack.enter_context(TinyRelay()) for _ in range(count)])
+        rig = Rig([stack.enter_context(TinyRelay()) for _ in range(count)], one_of)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(rig.poller.run)
@@ -317,3 +320,33 @@ async def test_a_pool_begins_without_a_relay(mock_clock: MockClock) -> None:
             await rig.welcomed(0)
             assert begun.connected
             nursery.cancel_scope.cancel()
+
+
+async def test_a_replica_that_its_name_leads_to_no_more_is_heard_to_the_end(mock_clock: MockClock) -> None:
+    """Others send by it, until they have heard of it too."""
+    async with running(2, one_of=NAME) as rig:
+        sets = [join_of(relay, NAME) for relay in rig.relays]
+        first = await rig.welcomed(0)
+        rig.pool.update(sets[1:])
+        second = await rig.welcomed(1)
+        await rig.pass_time(mock_clock, 1.0, first, second)
+        peer = b"p" * 32
+        await first.send(encode_data(PublicKey(peer), b"late"))
+        await settle()
+        assert rig.delivered == [b"late"]
+        rig.pool.update(sets)
+        await rig.pass_time(mock_clock, 1.0, first, second)
+        assert rig.states()[0] == "connected", "it is back, and was never gone"
+        rig.pool.update(sets[1:])
+        await rig.pass_time(mock_clock, LINGER_S + 1.0, first, second)
+        assert await first.next_frame() is None, "its connection ends"
+        assert rig.pool.connected
+
+
+async def test_no_replica_is_heard_any_more_where_the_mesh_wants_no_relay(mock_clock: MockClock) -> None:
+    async with running(2, one_of=NAME) as rig:
+        sets = [join_of(relay, NAME) for relay in rig.relays]
+        first = await rig.welcomed(0)
+        rig.pool.update(sets[1:])
+        rig.pool.update([])
+        assert await first.next_frame() is None

@@ -206,6 +206,7 @@ def _peers(
         "WireKubeMesh: routing.excludeCIDRs",
         problems,
     )
+    overlay = mesh_network(view.mesh.spec) if view.mesh is not None else None
     # What belongs to this node isn't another's, whatever their resources say.
     holders: dict[Network, str] = {ip_network(one.ip): own.name for one in interface.addresses}
     peers: dict[PublicKey, MeshPeer] = {}
@@ -224,8 +225,6 @@ def _peers(
             continue
         allowed: list[Network] = []
         for network in _networks(resource.spec.allowedIPs, f"{who}: allowedIPs", problems):
-            if any(_within(network, one) for one in excluded):
-                continue
             holder = holders.setdefault(network, name)
             if holder == name:
                 allowed.append(network)
@@ -234,12 +233,20 @@ def _peers(
         peers[key] = MeshPeer(
             key=key,
             allowed_ips=tuple(dict.fromkeys(allowed)),
+            unrouted=tuple(one for one in dict.fromkeys(allowed) if _is_excluded(one, excluded, overlay)),
             endpoint=_endpoint(resource.spec.endpoint, who, problems),
             keepalive_s=min(max(resource.spec.persistentKeepalive, 0), 65535),
             name=name,
         )
         names[key] = name
     return peers, names
+
+
+def _is_excluded(network: Network, excluded: Iterable[Network], overlay: Network | None) -> bool:
+    """The nodes' own addresses never are: they are nowhere else."""
+    if overlay is not None and _within(network, overlay):
+        return False
+    return any(_within(network, one) for one in excluded)
 
 
 def _within(network: Network, other: Network) -> bool:
