@@ -196,8 +196,6 @@ class Agent:
         self._link_settings = LinkSettings.of(config)
         self.relays.use(self._link_settings)
         self.reconciler.look_every(config.reconcile_s)
-        if self.direct_paths is not None:
-            self.direct_paths.use(config)
         self.settings.configure(self._config)
 
     def services(self) -> list[Service]:

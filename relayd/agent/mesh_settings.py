@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from relayd.agent.direct_paths import DirectPaths
 from relayd.agent.reconciler import Reconciler
 from relayd.agent.relay_pool import RelayPool
@@ -40,6 +42,8 @@ class MeshSettings:
         self._reconciler.be_patient(patience)
         self._reconciler.relay_always(always)
         if self._direct_paths is not None:
+            birthday = self._config.birthday if mesh.birthday is None else mesh.birthday
+            self._direct_paths.use(msgspec.structs.replace(self._config, birthday=birthday))
             self._direct_paths.prober.be_patient(patience)
             self._direct_paths.prober.search(not always)
             self._direct_paths.use_servers(self._stun_servers())

@@ -118,3 +118,5 @@ class Mesh:
     """STUN servers, HOST:PORT each, besides the relays and those of the agent's own configuration."""
 
     patience: AskedPatience = AskedPatience()
+    birthday: bool | None = None
+    """Whether the birthday method is used (`paths.birthday`). None: as the agent's own configuration says."""

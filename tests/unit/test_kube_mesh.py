@@ -187,6 +187,25 @@ def test_a_session_that_wireguard_still_takes_is_never_called_stale() -> None:
     assert said.over(USUAL).fresh_handshake_s == HANDSHAKE_FRESH_S
 
 
+@pytest.mark.parametrize(
+    ("mesh_says", "node_says", "expected"),
+    [
+        ("", "", None),
+        ("enabled", "", True),
+        ("disabled", "", False),
+        ("enabled", "disabled", False),
+        ("", "enabled", True),
+        ("enabled", "nonsense", True),
+    ],
+)
+def test_the_birthday_method_is_the_meshs_or_the_nodes(
+    mesh_says: str, node_says: str, expected: bool | None
+) -> None:
+    annotated = node(**({"wirekube.io/birthday-attack": node_says} if node_says else {}))
+    of = mesh(natTraversal={"birthdayAttack": mesh_says} if mesh_says else {})
+    assert meaning(view(of=of, on=annotated), ME).mesh.birthday is expected
+
+
 # --- the mesh ---
 
 

@@ -191,6 +191,7 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
             relay_mode=_mode(spec),
             stun=_stun_servers(spec, problems),
             patience=_patience(spec),
+            birthday=_birthday(view),
         ),
         names=names,
         problems=_shortened(problems),
@@ -328,6 +329,14 @@ def _patience(spec: resources.MeshSpec) -> AskedPatience:
         try_s=_seconds(relay.handshakeTimeoutSeconds),
         fresh_handshake_s=max(float(window_s), marks.HANDSHAKE_FRESH_S) if window_s > 0 else None,
     )
+
+
+def _birthday(view: View) -> bool | None:
+    annotations = view.node.metadata.annotations if view.node is not None else {}
+    nat = view.mesh.spec.natTraversal if view.mesh is not None else None
+    said = (annotations.get(resources.BIRTHDAY_ANNOTATION), nat.birthdayAttack if nat is not None else "")
+    words = {"enabled": True, "disabled": False}
+    return next((words[one] for one in said if one in words), None)
 
 
 def _seconds(said: int) -> float | None:

@@ -17,6 +17,9 @@ MESHES, PEERS, NODES = f"{API}/wirekubemeshes", f"{API}/wirekubepeers", "/api/v1
 ENDPOINT_ANNOTATION = f"{GROUP}/endpoint"
 """On a node: the endpoint to publish, whatever is found. On nothing else."""
 
+BIRTHDAY_ANNOTATION = f"{GROUP}/birthday-attack"
+"""On a node: "enabled" or "disabled" there, whatever the mesh says."""
+
 NODE_LABEL = f"{GROUP}/node"
 """On a peer that an agent made: its node."""
 
@@ -82,6 +85,7 @@ class RelaySpec(Struct, frozen=True):
 class NATTraversal(Struct, frozen=True):
     """When a direct path counts as gone. Likewise."""
 
+    birthdayAttack: str = ""
     handshakeValidWindowSeconds: int = 0
     healthProbeTimeoutSeconds: int = 0
 
