@@ -1,7 +1,8 @@
 """How an agent starts in a cluster of a thousand nodes: how long until all is configured, and its memory.
 
-A real API server with 1,000 WireKubePeers in it, and an agent with nothing but its token, in namespaces of
-their own (root is needed). The interface is wireguard-go's, which takes a core while it is given its peers.
+A real API server with 1,000 WireKubePeers in it, every other one with an endpoint and the rest for the relay;
+and an agent with nothing but its token, in namespaces of their own (root is needed). The interface is
+wireguard-go's, which takes a core while it is given its peers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bench.process import cpu_ns, peak_kib, resident_kib
 from relayd.demo.lab import RELAYD, Lab, Node
 from relayd.demo.tunnel import start_wireguard_go
 from relayd.errors import HostError
+from relayd.marks import RELAY_PORT
 from tests.kube.build import default_cache
 from tests.kube.control_plane import ADDRESS, PROGRAM, URL, ControlPlane
 
@@ -77,7 +79,10 @@ def _start(lab: Lab) -> Start:
     start_wireguard_go(node, INTERFACE)
     node.path("/run/ca.crt").write_text(cluster.ca)
     node.path("/run/token").write_text(cluster.pod_token("a"))
-    cluster.apply(_resource("WireKubeMesh", "default", meshCIDR="10.100.0.0/16", relay={"mode": "never"}))
+    relay = cluster.node.relayd("serve", "--open", "--http", "off", "--state", "/run/relay")
+    relay.wait_for_output("relay.started", START_S)
+    place = {"provider": "external", "external": {"endpoint": f"{ADDRESS}:{RELAY_PORT}"}}
+    cluster.apply(_resource("WireKubeMesh", "default", meshCIDR="10.100.0.0/16", relay=place))
     for first in range(0, PEERS, BATCH):
         made = [_peer(number) for number in range(first, first + BATCH)]
         cluster.kubectl("create", "-f", "-", stdin="\n---\n".join(json.dumps(one) for one in made))
@@ -95,20 +100,18 @@ def _measured(node: Node) -> Start:
     took_s = time.perf_counter() - begun
     configured = len(node.run("wg", "show", INTERFACE, "peers").split())
     routes = len(node.run("ip", "route", "show", "table", "22347").splitlines())
-    if (configured, routes) != (PEERS, PEERS):
-        raise BenchError(f"{NAME}: {configured} peers and {routes} routes are there, of {PEERS}")
+    relayed = node.run("wg", "show", INTERFACE, "endpoints").count("\t127.")
+    if (configured, routes, relayed) != (PEERS, PEERS, PEERS // 2):
+        raise BenchError(f"{NAME}: {configured} peers, {routes} routes, {relayed} on the relay, of {PEERS}")
     return Start(PEERS, took_s, cpu_ns(agent.pid) / 1e9, resident_kib(agent.pid), peak_kib(agent.pid))
 
 
 def _peer(number: int) -> dict[str, object]:
     key = b64encode(sha256(number.to_bytes(4, "big")).digest()).decode()
-    return _resource(
-        "WireKubePeer",
-        f"node-{number}",
-        publicKey=key,
-        endpoint=f"203.0.113.{number % 250 + 1}:{20000 + number}",
-        allowedIPs=[f"{FIRST + number}/32"],
-    )
+    spec: dict[str, object] = {"publicKey": key, "allowedIPs": [f"{FIRST + number}/32"]}
+    if number % 2:
+        spec["endpoint"] = f"203.0.113.{number % 250 + 1}:{20000 + number}"
+    return _resource("WireKubePeer", f"node-{number}", **spec)
 
 
 def _resource(kind: str, name: str, **spec: object) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,29 @@ MANIFESTS = sorted(
     for path in CONFIG.rglob("*.yaml")
     if path.name not in ("kustomization.yaml", "cleanup-job.yaml") and path not in EXAMPLES
 )
+
+
+POD_MONITORS: dict[str, Any] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "podmonitors.monitoring.coreos.com"},
+    "spec": {
+        "group": "monitoring.coreos.com",
+        "scope": "Namespaced",
+        "names": {"kind": "PodMonitor", "plural": "podmonitors"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+                },
+            }
+        ],
+    },
+}
+"""By name alone: what else is right there, the Prometheus Operator says."""
 
 
 def test_every_manifest_is_in_the_kustomization() -> None:
@@ -58,7 +82,14 @@ def test_all_of_it_is_installed_by_one_command_and_a_second_time(installed: Cont
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_taken(installed: ControlPlane, path: Path) -> None:
+    others = [POD_MONITORS] if "monitoring.coreos.com" in path.read_text() else []
+    for one in others:
+        installed.apply(one)
+        name = f"crd/{one['metadata']['name']}"
+        installed.kubectl("wait", "--for=condition=Established", "--timeout=30s", name)
     installed.kubectl("apply", "--server-side", "--dry-run=server", "-f", str(path))
+    for one in others:
+        installed.kubectl("delete", "crd", one["metadata"]["name"])
 
 
 def test_the_agent_has_two_capabilities_and_runs_where_the_label_is(installed: ControlPlane) -> None:
@@ -79,7 +110,8 @@ def test_relays_are_spread_keep_one_and_run_as_nobody(installed: ControlPlane) -
     assert spec["replicas"] >= 2
     (spread,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     labels = spread["podAffinityTerm"]["labelSelector"]["matchLabels"]
-    assert labels == spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] | labels
+    assert labels == spec["selector"]["matchLabels"]
+    assert labels.items() <= spec["template"]["metadata"]["labels"].items()
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -147,6 +179,11 @@ def test_short_names_and_columns(installed: ControlPlane) -> None:
         (mesh(apiServerURL="http://api.example.net"), "spec.apiServerURL"),
         (mesh(relay={"mode": "sometimes"}), "spec.relay.mode"),
         (mesh(relay={"provider": "external"}), "needs external.endpoint"),
+        (mesh(relay={"provider": "external", "external": {"endpoint": ""}}), "needs external.endpoint"),
+        (mesh(relay={"external": {"endpoint": "r:1", "transport": "udp"}}), "external.transport"),
+        (mesh(routing={"localSubnetPolicy": "never"}), "routing.localSubnetPolicy"),
+        (mesh(natTraversal={"birthdayAttack": "yes"}), "natTraversal.birthdayAttack"),
+        (mesh(relay={"handshakeTimeoutSeconds": 2}), "relay.handshakeTimeoutSeconds"),
         (mesh(relay={"provider": "external", "external": {"endpoint": "relay"}}), "external.endpoint"),
     ],
 )
@@ -155,6 +192,58 @@ def test_what_is_wrong_is_refused_where_it_is(
 ) -> None:
     with pytest.raises(HostError, match=re.escape(complaint)):
         installed.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(made))
+
+
+WIREKUBES = [
+    {"stunServers": ["stun.example.net:3478", "stun:stun.example.org:19302"], "meshCIDR": "172.31.240.0/20"},
+    {
+        "relay": {
+            "mode": "auto",
+            "provider": "external",
+            "external": {"controlEndpoint": "wss://relay.example.net/relay", "transport": "wss"},
+            "handshakeTimeoutSeconds": 30,
+            "directRetryIntervalSeconds": 120,
+        }
+    },
+    {
+        "relay": {
+            "provider": "managed",
+            "managed": {
+                "replicas": 1,
+                "serviceType": "NodePort",
+                "port": 3478,
+                "resources": {"cpuLimit": "500m"},
+            },
+        },
+        "natTraversal": {
+            "birthdayAttack": "enabled",
+            "handshakeValidWindowSeconds": 10,
+            "healthProbeTimeoutSeconds": 5,
+            "directConnectedWindowSeconds": 300,
+        },
+        "routing": {"localSubnetPolicy": "bypass", "excludeCIDRs": ["10.0.0.0/8"]},
+        "autoAllowedIPs": {"includeNodeInternalIP": True},
+    },
+    {"autoAllowedIPs": {"strategy": "node-internal-ip"}, "podCIDRRouting": {"enabled": True}},
+]
+"""Meshes with the fields of its versions."""
+
+
+@pytest.mark.parametrize("spec", WIREKUBES, ids="-".join)
+def test_wirekubes_own_meshes_are_taken_whole(installed: ControlPlane, spec: dict[str, object]) -> None:
+    installed.apply(mesh(**spec))
+    try:
+        found = installed.get("wkmesh", "default")["spec"]
+        assert json.dumps(_without_defaults(found, spec), sort_keys=True) == json.dumps(spec, sort_keys=True)
+    finally:
+        installed.kubectl("delete", "wkmesh", "default")
+
+
+def _without_defaults(found: object, asked: object) -> object:
+    """`found`, as far as something of it was asked for."""
+    if isinstance(found, dict) and isinstance(asked, dict):
+        return {key: _without_defaults(value, asked[key]) for key, value in found.items() if key in asked}
+    return found
 
 
 def test_a_newer_agents_status_is_kept_whole(installed: ControlPlane) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from relayd.coordination.kubernetes.addresses import choose, fnv1a, preferred
 from relayd.coordination.kubernetes.mesh import (
+    MANAGED_RELAY,
     Discovered,
     Self,
     View,
@@ -161,6 +162,47 @@ def test_stun_servers_of_the_mesh() -> None:
     made = meaning(view(of=mesh(stunServers=("stun:one.example.net:3478", "192.0.2.1:19302", "two"))), ME)
     assert made.mesh.stun == ("one.example.net:3478", "192.0.2.1:19302")
     assert any("stunServers" in line for line in made.problems)
+
+
+@pytest.mark.parametrize(
+    ("relay", "fixed", "names"),
+    [
+        ({"provider": "managed"}, [], [f"{MANAGED_RELAY}:3478"]),
+        ({"provider": "managed", "managed": {"port": 3500}}, [], [f"{MANAGED_RELAY}:3500"]),
+        ({"provider": "managed", "managed": {"controlEndpoint": "192.0.2.9:1"}}, ["192.0.2.9:1"], []),
+        ({"provider": "external", "external": {"endpoint": "192.0.2.1:3478"}}, ["192.0.2.1:3478"], []),
+        (
+            {
+                "external": {
+                    "endpoint": "192.0.2.1:3478",
+                    "controlEndpoint": "192.0.2.2:1",
+                    "transport": "tcp",
+                }
+            },
+            ["192.0.2.2:1"],
+            [],
+        ),
+    ],
+)
+def test_where_the_relay_is(relay: dict[str, Any], fixed: list[str], names: list[str]) -> None:
+    made = meaning(view(of=mesh(relay=relay)), ME)
+    assert [one.address for one in made.mesh.relays] == fixed
+    assert [one.address for one in made.mesh.relay_sets] == names
+    assert made.problems == ()
+
+
+@pytest.mark.parametrize(
+    "relay",
+    [
+        {"external": {"endpoint": "relay"}},
+        {"external": {"controlEndpoint": "wss://relay.example.net/relay", "transport": "wss"}},
+        {"provider": "managed", "managed": {"transport": "wss"}},
+    ],
+)
+def test_a_relay_that_cannot_be_reached_is_said(relay: dict[str, Any]) -> None:
+    made = meaning(view(of=mesh(relay=relay)), ME)
+    assert (made.mesh.relays, made.mesh.relay_sets) == ((), ())
+    assert any("WireKubeMesh: relay." in line for line in made.problems)
 
 
 @pytest.mark.parametrize("own_relay", [(), (JoinString("own.example.net", 3478),)])

@@ -23,6 +23,9 @@ MANAGED_RELAY = "wirekube-relay-headless.wirekube-system.svc"
 """The Service in config/relay that has all replicas' addresses: they share nothing, so each is a relay of its
 own to the agents."""
 
+TRANSPORTS = ("", "tcp")
+"""Of WireKube's ways to a relay, those that agents here know."""
+
 INTERNAL_IP = "internal-ip"
 """How an endpoint is known that only the Node's InternalIP stands for."""
 
@@ -294,15 +297,26 @@ def _relays(spec: resources.MeshSpec, own: Self, problems: list[str]) -> tuple[R
         return () if _mode(spec) is RelayMode.NEVER else own.relays, ()
     if own.relays:
         return own.relays, ()
-    if relay.provider == "external" or (relay.external is not None and relay.external.endpoint):
-        text = relay.external.endpoint if relay.external is not None else ""
-        try:
-            return (relay_at(text),), ()
-        except ValueError as error:
-            problems.append(f"WireKubeMesh: relay.external.endpoint: {error}")
-            return (), ()
-    port = relay.managed.port if relay.managed is not None else marks.RELAY_PORT
-    return (), (JoinString(host=MANAGED_RELAY, port=port),)
+    external, managed = relay.external or resources.ExternalRelay(), relay.managed or resources.ManagedRelay()
+    if relay.provider == "external" or external.endpoint or external.controlEndpoint:
+        where = "external.controlEndpoint" if external.controlEndpoint else "external.endpoint"
+        return _fixed_relay(
+            external.controlEndpoint or external.endpoint, external.transport, where, problems
+        )
+    if managed.controlEndpoint or managed.transport not in TRANSPORTS:
+        return _fixed_relay(managed.controlEndpoint, managed.transport, "managed.controlEndpoint", problems)
+    return (), (JoinString(host=MANAGED_RELAY, port=managed.port),)
+
+
+def _fixed_relay(text: str, transport: str, where: str, problems: list[str]) -> tuple[Relays, Relays]:
+    """One relay, at an address that the mesh gives."""
+    try:
+        if transport not in TRANSPORTS:
+            raise ValueError(f"agents of relayd reach a relay by TCP, not by {transport}")
+        return (relay_at(text),), ()
+    except ValueError as error:
+        problems.append(f"WireKubeMesh: relay.{where}: {error}")
+        return (), ()
 
 
 def _stun_servers(spec: resources.MeshSpec, problems: list[str]) -> tuple[str, ...]:

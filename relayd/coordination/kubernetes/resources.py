@@ -63,12 +63,18 @@ class ExternalRelay(Struct, frozen=True):
     """A relay that somebody else runs."""
 
     endpoint: str = ""
+    controlEndpoint: str = ""
+    """Where agents connect to, when that is elsewhere."""
+
+    transport: str = ""
 
 
 class ManagedRelay(Struct, frozen=True):
-    """The relay of config/relay."""
+    """The relay of config/relay, or WireKube's own."""
 
     port: int = 3478
+    controlEndpoint: str = ""
+    transport: str = ""
 
 
 class RelaySpec(Struct, frozen=True):
