@@ -4,8 +4,10 @@ The base image is what debootstrap makes of the same release, kept in the cache;
 say, as root in a mount namespace. Then the last stage is started as a container would be: the user, the entry
 point, the health check and the stop signal that the file names. Needs root, debootstrap, a network.
 
+At last pip is asked whether all that relayd needs comes as wheels for both processors.
+
 What this can't show: the base image's own content and size (a minimal system stands for it), layers and how
-they are cached, other processors, .dockerignore, an engine's limits and capabilities.
+they are cached, what runs on another processor, .dockerignore, an engine's limits and capabilities.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import relayd
 from tests.container.build import Build, base_of, say
 from tests.container.chroot import Tree, children
 from tests.container.dockerfile import Stage, stages
+from tests.container.wheels import PROCESSORS, wheels
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 30.0, 15.0
@@ -49,6 +52,10 @@ def main() -> int:
             built[stage.name or str(number)] = root
         look(tree)
         start(stage, tree)
+        for processor in PROCESSORS:
+            found = wheels(ROOT / "pyproject.toml", processor)
+            own = [name for name in found if not name.endswith("any.whl")]
+            say(f"{processor}: {len(found)} wheels, {len(own)} of them its own")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     say("built, started, healthy, stopped")
