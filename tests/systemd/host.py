@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -91,7 +92,7 @@ class Host:
         lines = sh("journalctl", "--no-pager", "-o", "json", *matches, status=None).splitlines()
         return [json.loads(line) for line in lines]
 
-    def relay(self) -> dict[str, object] | None:
+    def relay(self) -> dict[str, Any] | None:
         """What the relay says of itself; None: it doesn't."""
         try:
             return trio.run(ask, CONTROL, "status")
