@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from pyroute2 import AsyncIPRoute
-
 from relayd.kernel import rtnl
+from relayd.kernel.pyroute import AsyncIPRoute
 
 Address = IPv4Address | IPv6Address
 

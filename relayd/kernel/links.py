@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from relayd.kernel import hints, rtnl
+from relayd.kernel.pyroute import AsyncIPRoute, NetlinkError
 
 Address = IPv4Interface | IPv6Interface
 

@@ -15,23 +15,24 @@ from ipaddress import IPv6Address
 from typing import Any, Literal, TypeVar
 
 import trio
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.generic.wireguard import (
-    WG_CMD_SET_DEVICE,
-    WG_GENL_VERSION,
-    WGPEER_F_REMOVE_ME,
-    WGPEER_F_REPLACE_ALLOWEDIPS,
-    WGPEER_F_UPDATE_ONLY,
-    AsyncWireGuard,
-    wgmsg,
-)
 
 from relayd.endpoints import Endpoint
 from relayd.kernel import discover, genl, hints, links, rtnl
 from relayd.kernel.device import Changes, Interface, Network
 from relayd.kernel.nlmsg import InterruptedDumpError, KernelError
 from relayd.kernel.planned import PlannedWireGuard
+from relayd.kernel.pyroute import (
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    WG_CMD_SET_DEVICE,
+    WG_GENL_VERSION,
+    WGPEER_F_REMOVE_ME,
+    WGPEER_F_REPLACE_ALLOWEDIPS,
+    WGPEER_F_UPDATE_ONLY,
+    AsyncWireGuard,
+    NetlinkError,
+    wgmsg,
+)
 from relayd.kernel.wireguard_dump import FAMILY, GET_DEVICE, VERSION, Reader, request
 
 ALLOWED_IPS_A_MESSAGE = 500

@@ -18,14 +18,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Protocol
 
 import trio
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from relayd import marks
 from relayd.errors import HostError
 from relayd.kernel import hints, route_messages, rtnl
 from relayd.kernel.device import Network
 from relayd.kernel.nlmsg import KernelError
+from relayd.kernel.pyroute import AsyncIPRoute, NetlinkError
 from relayd.kernel.route_messages import KernelRoute
 
 Address = IPv4Address | IPv6Address

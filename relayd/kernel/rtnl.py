@@ -15,10 +15,10 @@ from functools import partial
 from typing import TypeVar
 
 import trio
-from pyroute2.netlink.exceptions import NetlinkError
 
 from relayd.errors import HostError
 from relayd.kernel import hints
+from relayd.kernel.pyroute import NetlinkError
 
 DEADLINE_S = 5.0
 """The kernel answers in microseconds; loading a module first can take a second."""

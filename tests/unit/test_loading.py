@@ -20,7 +20,7 @@ them."""
 LATER_OF = {
     # HTTP's protocol comes with the first connection; the rest is for agents, or for nobody.
     "serve": LATER | {"h11", "asyncio", "pyroute2", "relayd.observe.page", "relayd.wire.sealed"},
-    "agent": LATER | {"relayd.observe.page"},
+    "agent": LATER | {"relayd.observe.page", "pyroute2.ndb", "pyroute2.ipdb"},
 }
 
 
