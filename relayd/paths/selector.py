@@ -52,8 +52,8 @@ GRACE_S = 1.5
 """The kernel roamed to a direct endpoint of its own accord: so long it may stay there without an answer."""
 
 CROSSED_S = 0.6
-"""After a demotion the peer's word that it is direct may be one that crossed ours: until it could have taken
-that back, two ways of 300 ms, it isn't followed."""
+"""The peer's word of another path than ours may have crossed our own word of it: so soon after our own change
+it isn't followed. Two ways of 300 ms: then it has taken it back, or says it again."""
 
 LATE_S = 2.0
 """After a demotion the peer's direct packets still come for a moment; they move nothing."""
@@ -258,7 +258,7 @@ def _damped(s: Selector, e: Evidence) -> Outcome | None:
 
 def _told_relay(s: Selector, e: Evidence) -> Outcome | None:
     word = e.word
-    if word is not None and not word.direct and word.at > s.since:
+    if word is not None and not word.direct and word.at - s.since > CROSSED_S:
         return Outcome("the peer went to the relay: it hears nothing from us")
     return None
 

@@ -244,6 +244,7 @@ def test_a_peers_agent_that_is_gone_for_good_is_asked_less_and_less() -> None:
         50256,  # one end took an idle path for direct that the other one had left
         51222,  # a word that crossed the other end's own was followed, in turns
         51573,
+        105708,
         52682,  # WireGuard kept an endpoint that nobody told of any more, so nobody checked it
     ],
 )
