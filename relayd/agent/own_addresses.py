@@ -14,17 +14,18 @@ from math import inf
 
 import trio
 
-from relayd.agent.discovery.stun_answers import StunAnswers, ask_servers
+from relayd.agent.discovery.stun_answers import Address, StunAnswers, ask_servers
 from relayd.agent.discovery.stun_client import NoAnswerError, StunClient
 from relayd.agent.discovery.stun_look import fresh_client
 from relayd.agent.discovery.stun_servers import Resolver, StunServer
+from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.kernel import events, links
 from relayd.kernel.addresses import HostAddress, host_addresses
 from relayd.observe import log
 from relayd.paths.acquaintance import Local
 from relayd.paths.candidates import Candidate, LocalAddress, chosen, host_candidates, make
-from relayd.paths.nat_class import Mapping, Prediction, mapping_of, predict
+from relayd.paths.nat_class import SYMMETRIC, Prediction, predict
 from relayd.wire.sealed import full_size_body_bytes
 
 REFRESH_S = 60.0
@@ -85,6 +86,8 @@ class OwnAddresses:
         self._hosts: list[Candidate] = []
         self._mapped: dict[int, list[Candidate]] = {}
         """By IP version, what STUN saw last."""
+        self._places: dict[int, frozenset[Endpoint | Address]] = {}
+        """Likewise, as far as another one means that we have moved."""
         self._prediction: Prediction | None = None
         self._log = log.get(interface=interface)
         self.local = Local(shares_port=False, birthday=birthday)
@@ -186,6 +189,7 @@ class OwnAddresses:
         moved = bool(self._hosts) and {one.endpoint for one in hosts} != {one.endpoint for one in self._hosts}
         self._hosts = hosts
         if moved:
+            self._places.clear()
             self._mapped.clear()  # seen from an address that isn't ours any more, maybe
             self._moved()
         base = replace(
@@ -210,8 +214,10 @@ class OwnAddresses:
             seen = said.observations(version)
             if not seen:
                 continue
-            before = {one.endpoint for one in self._mapped.get(version, [])}
-            changed |= bool(before) and before.isdisjoint(one.mapped for one in seen)
+            mapping, places = said.outline(version)
+            known = self._places.get(version)
+            changed |= known is not None and known.isdisjoint(places)
+            self._places[version] = places
             self._mapped[version] = [
                 make(
                     "srflx",
@@ -226,7 +232,7 @@ class OwnAddresses:
             ]
             if version == 4:
                 self._prediction = predict(seen)
-                self.symmetric = mapping_of(seen) in (Mapping.ADDRESS, Mapping.ADDRESS_AND_PORT)
+                self.symmetric = mapping in SYMMETRIC
         self._asked(said)
         return changed
 

@@ -44,6 +44,9 @@ MAX_LATE = 4
 PAUSE_S, PAUSE_CAP_S = 300.0, 3600.0
 """After an attempt, doubled with each that failed: it looks like a scan of ports, and to no purpose then."""
 
+MOVED_PAUSE_S = 30.0
+"""... and only so long when the easy end is at another endpoint now."""
+
 SEARCH_PAUSE_S = 150.0
 """After a search that led nowhere, whatever the peer asks for: half of what it waits itself."""
 
@@ -94,7 +97,9 @@ class Birthday:
         self.searches = 0
         """Begun, as the easy end."""
         self._failures = 0
-        self._next_at = -inf
+        self._next_at = self._ended_at = -inf
+        self._last: Endpoint | None = None
+        """Where the last attempt was to."""
         self._announced = False
         self._aim: IPv4Address | None = None
         self._search_until = self._probe_at = inf
@@ -108,12 +113,13 @@ class Birthday:
         checklist, agent = self._checklist, self._agent
         hard = local.birthday and local.symmetric and BIRTHDAY in (agent.features or ())
         in_vain = checklist.round_at > -inf and not checklist.checking
-        if not (hard and in_vain and agent.connected and self.attempt is None and now >= self._next_at):
+        if not (hard and in_vain and agent.connected and self.attempt is None):
             return
         to = checklist.mapped_endpoint()
-        if to is None or _outer(local) is None or not self._turn.take(self, now):
+        at = self._next_at if to == self._last else self._ended_at + MOVED_PAUSE_S
+        if to is None or _outer(local) is None or now < at or not self._turn.take(self, now):
             return
-        self.attempt, self._announced = Attempt(to, now + ATTEMPT_S), False
+        self.attempt, self._announced, self._last = Attempt(to, now + ATTEMPT_S), False, to
         self.attempts += 1
 
     def opened(self, count: int, local: Local, now: float) -> list[Send]:
@@ -140,12 +146,13 @@ class Birthday:
             return
         self.attempt = None
         self._turn.give_back(self)
+        self._ended_at = now
         self._failures = 0 if met else self._failures + 1
         self._next_at = now + min(PAUSE_CAP_S, PAUSE_S * 2.0 ** min(max(0, self._failures - 1), 10))
 
     def forgive(self) -> None:
         """An address changed: what failed was another NAT."""
-        self._failures, self._next_at, self._search_again_at = 0, -inf, -inf
+        self._failures, self._next_at, self._ended_at, self._search_again_at = 0, -inf, -inf, -inf
 
     # The easy end -------------------------------------------------------------------------------------------
 

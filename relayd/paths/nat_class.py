@@ -42,6 +42,10 @@ class Mapping(Enum):
     UNKNOWN = "unknown"
 
 
+SYMMETRIC = (Mapping.ADDRESS, Mapping.ADDRESS_AND_PORT)
+"""What makes a NAT symmetric, in the field's words."""
+
+
 class Filtering(Enum):
     """RFC 4787, section 5."""
 
@@ -145,7 +149,7 @@ def classify(
     mapping = mapping_of(observations)
     mapped = observations[0].mapped
     translated = mapped.address not in own
-    if mapping in (Mapping.ADDRESS, Mapping.ADDRESS_AND_PORT):
+    if mapping in SYMMETRIC:
         nat = NatType.SYMMETRIC
     elif not translated and mapped.port == port:
         restricted = filtering is Filtering.ADDRESS_AND_PORT

@@ -88,6 +88,19 @@ def test_an_attempt_that_meets_nobody_ends_in_time_and_the_next_one_waits() -> N
     assert max(at for at, _ in first) - calls[0] < ATTEMPT_S + 1.0
 
 
+def test_an_easy_end_that_has_moved_is_tried_again_sooner() -> None:
+    network = Network(1, "symmetric", "port_restricted", birthday=True)
+    network.start()
+    assert met(network, 30.0) is not None
+    network.run(60.0)
+    for node in network.nodes:
+        network.send_traffic(node, 0.1)
+    network.move(network.b)
+    network.run(3.0)
+    assert network.both_relayed()
+    assert met(network, 60.0) is not None
+
+
 def test_a_peer_that_calls_all_the_time_is_not_followed_all_the_time() -> None:
     network = Network(1, "symmetric", "port_restricted", birthday=True)
     for way in network.ways.values():

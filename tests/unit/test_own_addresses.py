@@ -161,6 +161,21 @@ async def test_another_mapping_counts_as_a_move(
     ]
 
 
+async def test_a_symmetric_nat_that_gives_out_other_ports_has_not_moved_us(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    for ports, address, moves in (((1000, 9000), 5, False), ((2000, 7000), 5, False), ((1, 3000), 6, True)):
+        for server, port in zip(world.mapped, ports, strict=True):
+            world.mapped[server] = Endpoint(ip_address(f"203.0.113.{address}"), port)
+        if not world.told:
+            await nursery.start(world.made().run)
+        world.told.clear()
+        await trio.sleep(own_addresses.REFRESH_S + 1)
+        assert any(moved for _, moved in world.told) is moves
+        assert world.told[-1][0].symmetric
+
+
 async def test_a_nat_that_counts_is_predicted(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

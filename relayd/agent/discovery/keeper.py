@@ -22,7 +22,7 @@ from relayd.endpoints import Endpoint
 from relayd.observe import log
 from relayd.paths.findings import Finding, renewed, to_publish
 from relayd.paths.keepalive import hold_s
-from relayd.paths.nat_class import Filtering, Mapping, NatType, Verdict, mapping_of
+from relayd.paths.nat_class import Filtering, NatType, Verdict
 
 REFRESH_S = 600.0
 """Between two looks when nothing happened: what kind of NAT there is hardly ever changes."""
@@ -83,7 +83,8 @@ class Discovery:
 
     def heard(self, said: StunAnswers) -> None:
         """The STUN servers were asked. What they say goes into the next look: that is now, if it is news."""
-        if self._wanted or _outline(said) != _outline(self._said):
+        news = any(said.outline(version) != self._said.outline(version) for version in (4, 6))
+        if self._wanted or news:
             self._wanted = False
             self._news.set()
         self._said = said
@@ -213,15 +214,3 @@ class Discovery:
             else {"alive": self.lifetime.alive_s, "gone": self.lifetime.dead_s},
             "problems": list(self.problems),
         }
-
-
-def _outline(said: StunAnswers) -> object:
-    """What of some answers makes a look worth its while. A symmetric NAT gives out other ports each time."""
-    outline = []
-    for version in (4, 6):
-        seen = said.observations(version)
-        mapping = mapping_of(seen)
-        by_port = mapping in (Mapping.ADDRESS, Mapping.ADDRESS_AND_PORT)
-        places = frozenset(one.mapped.address if by_port else one.mapped for one in seen)
-        outline.append((mapping, places))
-    return outline

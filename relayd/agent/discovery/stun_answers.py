@@ -6,7 +6,8 @@ from these answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import abc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -15,7 +16,7 @@ import trio
 from relayd.agent.discovery.stun_client import Answer, NoAnswerError, StunClient
 from relayd.agent.discovery.stun_servers import Resolver, StunServer
 from relayd.endpoints import Endpoint
-from relayd.paths.nat_class import Observation
+from relayd.paths.nat_class import SYMMETRIC, Mapping, Observation, mapping_of
 
 Address = IPv4Address | IPv6Address
 
@@ -42,7 +43,7 @@ class StunAnswers:
 
     asked: tuple[Asked, ...] = ()
     """In the order of asking: first the servers, then where else they can be asked."""
-    answers: Mapping[Endpoint, Answer] = field(default_factory=dict)
+    answers: abc.Mapping[Endpoint, Answer] = field(default_factory=dict)
     """Of those that answered."""
     problems: tuple[str, ...] = ()
     """Names that lead nowhere."""
@@ -60,6 +61,14 @@ class StunAnswers:
         return [
             Observation(one.server, one.mapped) for one in self.of_version(version) if one.mapped is not None
         ]
+
+    def outline(self, version: int) -> tuple[Mapping, frozenset[Endpoint | Address]]:
+        """How the NAT maps, and where it has us: of a symmetric one its addresses, as it gives out other
+        ports each time. What is unlike the last one is news."""
+        seen = self.observations(version)
+        mapping = mapping_of(seen)
+        symmetric = mapping in SYMMETRIC
+        return mapping, frozenset(one.mapped.address if symmetric else one.mapped for one in seen)
 
     def elsewhere(self, server: Endpoint) -> list[Endpoint]:
         """Where else a server that answered says that it can be asked, and did answer."""
