@@ -92,8 +92,11 @@ class Carriers:
         `loopback` is the peer's address on `lo`.
         """
         key, wanted = finder.peer, finder.birthday.attempt
+        present = finder.selector.endpoint if finder.direct else None
         for endpoint, carrier in list(self._carriers.items()):
-            if carrier.key == key and endpoint not in finder.checklist.pairs:
+            # A second one that was met is of no use once the first is the path.
+            useless = endpoint not in finder.checklist.pairs or (present is not None and endpoint != present)
+            if carrier.key == key and useless:
                 self._drop(endpoint)
         known = self._attempts.get(key)
         if known is not None and known.attempt is not wanted:

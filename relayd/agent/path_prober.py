@@ -351,6 +351,9 @@ class PathProber:
         try:
             if self._carriers is not None and self._carries(send.to):
                 self._carriers.send(datagram, send.to)
+            elif send.to.address in marks.PROXY_NETWORK:
+                self.counts["unsent: its socket is closed"] += 1
+                return
             else:
                 self._port.send(datagram, send.to)
             self.counts["directly"] += 1

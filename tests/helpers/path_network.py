@@ -257,6 +257,9 @@ class Network:
     def _follow_attempt(self, node: Node, path: Pathfinder) -> None:
         """What `agent.carriers` does."""
         attempt = path.birthday.attempt
+        present = path.selector.endpoint if path.direct else None
+        if present is not None:
+            node.carriers = {port: to for port, to in node.carriers.items() if port == present.port}
         if attempt is not node.attempt:
             node.attempt = attempt
             known = path.checklist.pairs

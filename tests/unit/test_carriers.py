@@ -20,6 +20,7 @@ from relayd.netio.raw_udp import Datagram
 from relayd.paths.acquaintance import Local
 from relayd.paths.birthday import SOCKETS, Attempt
 from relayd.paths.pathfinder import Pathfinder
+from relayd.paths.selector import State
 from relayd.wire.port_messages import SEALED_MAGIC
 from tests.helpers.identities import ALICE, BOB
 
@@ -85,7 +86,8 @@ class Rig:
         """The loopback port, and the address of the socket that was met."""
         self.begin()
         assert self.follow() == SOCKETS
-        place = self.greeted_from()[7]
+        self.places = self.greeted_from()
+        place = self.places[7]
         self.peer.sendto(SEALED, place)
         await self.turn()
         [endpoint] = self.carriers.endpoints
@@ -128,6 +130,19 @@ async def test_what_the_one_that_was_met_carries(rig: Rig) -> None:
     del rig.finder.checklist.pairs[endpoint]
     rig.follow()
     assert rig.carriers.open == 0
+
+
+async def test_of_two_that_were_met_the_one_stays_that_is_the_path(rig: Rig) -> None:
+    first, _place = await rig.met()
+    rig.peer.sendto(SEALED, rig.places[9])
+    await rig.turn()
+    assert len(rig.carriers.endpoints) == 2
+    second = next(one for one in rig.carriers.endpoints if one != first)
+    rig.finder.checklist.meet(second, 0.0, method="birthday")
+    selector = rig.finder.selector
+    selector.ours, selector.state, selector.endpoint = True, State.DIRECT, second
+    rig.follow()
+    assert list(rig.carriers.endpoints) == [second]
 
 
 async def test_neither_strangers_nor_noise_are_carried(rig: Rig) -> None:
