@@ -33,6 +33,7 @@ from relayd.agent.handover import AgentHandover
 from relayd.agent.host_keeper import HostKeeper
 from relayd.agent.known_relays import KnownRelays
 from relayd.agent.link_settings import LinkSettings
+from relayd.agent.local_bypass import proved_by
 from relayd.agent.loopback import FILE_NAME, LoopbackAddresses
 from relayd.agent.mesh_follower import MeshFollower
 from relayd.agent.mesh_settings import MeshSettings
@@ -179,8 +180,15 @@ class Agent:
         )
         stack.callback(self.reconciler.close)
         self.settings = MeshSettings(config, mesh, self.relays, self.reconciler, self.direct_paths)
+        prober = self.direct_paths.prober if self.direct_paths is not None else None
         self.follower = MeshFollower(
-            source, mesh, keeper, self.reconciler, Path(config.state_dir), on_mesh=self.settings.use
+            source,
+            mesh,
+            keeper,
+            self.reconciler,
+            Path(config.state_dir),
+            on_mesh=self.settings.use,
+            proved=lambda: proved_by(self.reconciler, prober),
         )
 
     def hand_over(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -217,6 +225,7 @@ class Agent:
             Service(name="reconciler", run=self.reconciler.run),
             Service(name="host keeper", run=self.keeper.run),
             Service(name="mesh", run=self.follower.run),
+            Service(name="local bypass", run=self.follower.bypass.run),
             *(Service(name="reports", run=run) for run in reports),
         ]
 

@@ -13,13 +13,14 @@ from ipaddress import ip_address
 
 import trio
 
+from relayd import marks
 from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.kernel import events
 from relayd.kernel.device import Interface
 from relayd.kernel.firewall import legacy_size
 from relayd.kernel.host_rules import Applied, HostRules, Inventory, LoopError
-from relayd.kernel.routing import Address
+from relayd.kernel.routing import Address, Hop
 from relayd.observe import log
 
 EVERY_S = 30.0
@@ -108,6 +109,10 @@ class HostKeeper:
                     self._firewall_news = True
                     await self._resolve_again()
                 await self.look()
+
+    async def look_up(self, addresses: Sequence[Address]) -> Sequence[Hop | None]:
+        """Where WireGuard's own packets would go, an answer an address. Raises HostError."""
+        return await self._rules.routing.look_up(addresses, mark=marks.FWMARK)
 
     async def look(self) -> None:
         """Put right what is wrong."""

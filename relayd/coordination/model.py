@@ -118,5 +118,9 @@ class Mesh:
     """STUN servers, HOST:PORT each, besides the relays and those of the agent's own configuration."""
 
     patience: AskedPatience = AskedPatience()
+    bypass_local: bool = False
+    """Whether what is sent to a peer's own address on a common wire stays out of the tunnel
+    (`agent.local_bypass`)."""
+
     birthday: bool | None = None
     """Whether the birthday method is used (`paths.birthday`). None: as the agent's own configuration says."""

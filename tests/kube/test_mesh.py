@@ -188,6 +188,11 @@ def test_what_nodes_route_follows_the_mesh(nodes: Nodes) -> None:
     nodes.patch("wkmesh", "default", {"spec": {"routing": {"excludeCIDRs": ["10.244.0.0/16"]}}})
     within(5, lambda: pods not in nodes.routes("a"), "what is excluded isn't routed")
     assert internal in nodes.routes("a")
+    assert internal in nodes.routes("c")
+    nodes.patch("wkmesh", "default", {"spec": {"routing": {"localSubnetPolicy": "bypass"}}})
+    within(REACTS_S, lambda: internal not in nodes.routes("c"), "c, on the same wire, reaches it there")
+    nodes.named["c"].run("ping", "-c1", "-W2", internal)
+    assert internal in nodes.routes("a"), "a isn't on it"
     assert pods in nodes.peer("b")["spec"]["allowedIPs"], "b still says what it has"
     nodes.patch(
         "wkmesh", "default", {"spec": {"autoAllowedIPs": None, "podCIDRRouting": None, "routing": None}}

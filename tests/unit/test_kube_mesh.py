@@ -355,6 +355,13 @@ def test_excluded_networks_are_not_routed() -> None:
     assert b.allowed_ips == tuple(map(ip_network, theirs)), "what comes from there is let in"
 
 
+def test_the_tunnel_is_bypassed_on_a_common_wire_only_where_that_is_said() -> None:
+    for policy, expected in (("", False), ("tunnel", False), ("bypass", True)):
+        of = mesh(routing={"localSubnetPolicy": policy})
+        assert meaning(view(of=of), ME).mesh.bypass_local is expected
+    assert not meaning(view(), ME).mesh.bypass_local
+
+
 def test_without_a_mesh_there_is_nothing_to_say() -> None:
     with pytest.raises(ValueError, match="no WireKubeMesh"):
         meaning(View(mesh=None, peers={}, node=None), ME)

@@ -195,6 +195,7 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
             stun=_stun_servers(spec, problems),
             patience=_patience(spec),
             birthday=_birthday(view),
+            bypass_local=spec.routing is not None and spec.routing.localSubnetPolicy == "bypass",
         ),
         names=names,
         problems=_shortened(problems),

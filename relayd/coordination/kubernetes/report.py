@@ -25,8 +25,9 @@ CHANGE_EVERY_S = 10.0
 HEARTBEAT_S = 60.0
 """Between two writes when nothing changes."""
 
-MAX_CONNECTIONS = 64
-"""Names in `connections`, relayed ones first: an event about a node of a large mesh stays under 4 KiB."""
+MAX_CONNECTIONS = 32
+"""Names in `connections`, relayed ones first: an event about a node of a large mesh stays below 3 KB, and
+each one goes to all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

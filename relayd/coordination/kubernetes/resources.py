@@ -113,6 +113,7 @@ class RoutingSpec(Struct, frozen=True):
     """What isn't routed."""
 
     excludeCIDRs: tuple[str, ...] = ()
+    localSubnetPolicy: str = ""
 
 
 class MeshSpec(Struct, frozen=True):
