@@ -76,7 +76,10 @@ class DirectPaths:
         # Port and client know each other by one function each; nothing is asked before they run.
         try:
             self.port = SharedPort(
-                interface.listen_port, on_stun=self._on_stun, on_sealed=self.prober.on_datagram
+                interface.listen_port,
+                on_stun=self._on_stun,
+                on_sealed=self.prober.on_datagram,
+                tunnel=interface.name,
             )
         except OSError as error:
             raise HostError(f"no socket to look for direct paths with: {error.strerror}") from error

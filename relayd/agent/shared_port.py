@@ -55,13 +55,16 @@ class SharedPort:
         raw: bool = True,
         lacks: str = "",
         mark: Mark = mark_if_allowed,
+        tunnel: str = "",
     ) -> None:
         """`port` is WireGuard's. The handlers must not block; what they raise is a bug, which ends the agent.
+        What comes in by the interface `tunnel`, WireGuard's own, isn't heard: it would prove a path of the
+        tunnel's packets that leads through the tunnel.
 
         Without `raw` (`lacks` says why), or where the host doesn't allow it, sockets of other ports are used,
         and `estimated` is true. Raises OSError when not even those can be had.
         """
-        self.wireguard_port = port
+        self.wireguard_port, self._tunnel = port, tunnel
         self._handlers = {PortMessage.STUN: on_stun, PortMessage.SEALED: on_sealed}
         self._poller: Poller | None = None
         self.counts: Counter[str] = Counter()
@@ -140,6 +143,9 @@ class SharedPort:
             if datagram is None or kind is None:
                 self.counts["malformed"] += 1
                 continue
+            if datagram.interface and datagram.interface == _index_of(self._tunnel):
+                self.counts["through_the_tunnel"] += 1
+                continue
             self.counts[kind.name.lower()] += 1
             self._handlers[kind](datagram)
 
@@ -171,6 +177,14 @@ class SharedPort:
                 self._poller.remove(leg.fileno())
             leg.close()
         self._legs.clear()
+
+
+def _index_of(interface: str) -> int:
+    """0: there is no such interface. Asked each time: it may be made anew."""
+    try:
+        return socket.if_nametoindex(interface) if interface else 0
+    except OSError:
+        return 0
 
 
 def _legs(four: Callable[[], UdpLeg], six: Callable[[], UdpLeg]) -> dict[int, UdpLeg]:

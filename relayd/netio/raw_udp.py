@@ -49,6 +49,8 @@ class Datagram:
     payload: bytes
     source: Endpoint
     local: Address
+    interface: int = 0
+    """The index of the one that it came in by; 0: not known."""
 
 
 class UdpLeg(Protocol):
@@ -201,7 +203,7 @@ class RawUdp4(_Leg):
         self._sock.sendmsg([header, payload], [own_source(chosen)], 0, (str(to.address), 0))
 
     def receive(self) -> Datagram | None:
-        packet = self._sock.recv(_RECEIVE_BYTES)
+        packet, control, _, _ = self._sock.recvmsg(_RECEIVE_BYTES, _CONTROL_BYTES)
         # The kernel has looked at the IP header, but not at UDP's: raw sockets come before that.
         start = 4 * (packet[0] & 15)
         if start < _IPV4_HEADER_BYTES or len(packet) < start + _UDP.size:
@@ -213,6 +215,7 @@ class RawUdp4(_Leg):
             payload=packet[start + _UDP.size : start + length],
             source=Endpoint(IPv4Address(packet[12:16]), source_port),
             local=IPv4Address(packet[16:20]),
+            interface=_interface(control),
         )
 
 
@@ -229,6 +232,15 @@ def _local4(control: list[tuple[int, int, bytes]]) -> IPv4Address | None:
         if (level, kind) == (socket.IPPROTO_IP, mmsg.IP_PKTINFO) and len(data) == _PKTINFO4.size:
             return IPv4Address(_PKTINFO4.unpack(data)[2])
     return None
+
+
+def _interface(control: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, data in control:
+        if (level, kind) == (socket.IPPROTO_IP, mmsg.IP_PKTINFO) and len(data) == _PKTINFO4.size:
+            return int(_PKTINFO4.unpack(data)[0])
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(data) == _PKTINFO6.size:
+            return int(_PKTINFO6.unpack(data)[1])
+    return 0
 
 
 class RawUdp6(_Leg):
@@ -257,6 +269,7 @@ class RawUdp6(_Leg):
             payload=segment[_UDP.size : length],
             source=Endpoint(scoped(name[0], name[3]), source_port),
             local=local,
+            interface=_interface(control),
         )
 
 
@@ -293,4 +306,5 @@ class OwnUdp(_Leg):
         if local is None:
             return None
         address = scoped(name[0], name[3]) if self.version == 6 else IPv4Address(name[0])
-        return Datagram(payload=payload, source=Endpoint(address, name[1]), local=local)
+        source = Endpoint(address, name[1])
+        return Datagram(payload=payload, source=source, local=local, interface=_interface(control))

@@ -50,8 +50,10 @@ class Heard:
     stun: list[Datagram] = field(default_factory=list)
     sealed: list[Datagram] = field(default_factory=list)
 
-    def open(self, port: int = PORT, *, raw: bool = True) -> SharedPort:
-        made = SharedPort(port, on_stun=self.stun.append, on_sealed=self.sealed.append, raw=raw)
+    def open(self, port: int = PORT, *, raw: bool = True, tunnel: str = "") -> SharedPort:
+        made = SharedPort(
+            port, on_stun=self.stun.append, on_sealed=self.sealed.append, raw=raw, tunnel=tunnel
+        )
         opened.append(made)
         return made
 
@@ -317,3 +319,22 @@ def test_without_cap_net_raw_another_port_is_used_and_said_to_be_an_estimate(
             assert port.port_of(version) == sender[1]
 
     without_net_raw(body)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_what_comes_through_the_tunnel_itself_is_not_heard(
+    nodes: tuple[Node, Node], tunnels: tuple[Tunnel, Tunnel], here: Node, raw: bool
+) -> None:
+    """A Ping that took the tunnel would prove a path of the tunnel's packets through the tunnel."""
+    heard = Heard()
+    port = heard.open(raw=raw, tunnel=tunnels[0].name)
+    with inside(nodes[1]):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sock:
+        for address in (str(tunnels[0].address.ip), HERE[4]):  # through the tunnel, then past it
+            sock.sendto(SEALED_MAGIC + address.encode(), (address, port.port_of(4)))
+            wanted = (
+                (lambda: port.counts["through_the_tunnel"]) if address != HERE[4] else lambda: heard.sealed
+            )
+            assert reads(port, wanted), address
+    assert [one.payload for one in heard.sealed] == [SEALED_MAGIC + HERE[4].encode()]
