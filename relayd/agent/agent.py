@@ -248,6 +248,7 @@ class Agent:
             "proxy_port": self.proxy.port,
             "relay": self.relays.home_status(),
             "relays": self.relays.status(),
+            "relay_names_problem": self.settings.relay_sets.problem,
             "paths": dict(Counter(str(peer["path"]) for peer in self.peers())),
             "discovery": self.direct_paths.discovery.status() if self.direct_paths is not None else None,
             "direct_paths": self.direct_paths.summary() if self.direct_paths is not None else None,

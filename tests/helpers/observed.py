@@ -136,6 +136,7 @@ def agent_status(paths: tuple[str, ...] = ("direct", "relay", "none"), **facts: 
         "interface_problem": "",
         "host_problems": [],
         "mesh_problem": "",
+        "relay_names_problem": "",
         "cluster": {
             "node": "vm",
             "api_server": "https://192.0.2.10:6443",

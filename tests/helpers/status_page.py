@@ -12,7 +12,12 @@ from relayd.observe.exposition import collect
 PAGE = Path(__file__).parents[2] / "docs" / "status.md"
 
 NO_FIGURES = {"role", "uptime_s", "http", "peers", "listen", "public_key", "listen_port", "proxy_port"}
-NO_FIGURES |= {"interface", "paths", "patience"}
+NO_FIGURES |= {
+    "interface",
+    "paths",
+    "patience",
+    "relay_names_problem",
+}  # relayd_link_connected tells what comes of that
 """Fields of a status that no metric could be made of, or that are one in other words."""
 
 
