@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 
-from relayd.paths.candidates import Candidate, to_wire
+from relayd.paths.candidates import Candidate, is_usable, to_wire
 from relayd.paths.checklist import ANSWER_S
 from relayd.paths.nat_class import Prediction
 from relayd.wire.sealed_messages import (
@@ -85,6 +85,10 @@ class Local:
     """Whether the birthday method is wanted (`birthday`)."""
 
     more_features: tuple[str, ...] = ()
+
+    def may_ping(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether a peer's mere word may send our Pings there: not to this host, nor to a group."""
+        return is_usable(address) and address not in self.own
 
     @property
     def features(self) -> tuple[str, ...]:

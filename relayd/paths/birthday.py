@@ -28,7 +28,6 @@ from math import inf
 from relayd.endpoints import Endpoint
 from relayd.paths.acquaintance import BIRTHDAY, Acquaintance, Local
 from relayd.paths.announcement import Send
-from relayd.paths.candidates import is_usable
 from relayd.paths.checklist import Checklist
 from relayd.wire.sealed_messages import TXID_BYTES, FindPort, Ping
 
@@ -168,7 +167,7 @@ class Birthday:
         """
         address = ip_address(message.address)
         told = {pair.remote.address for pair in self._checklist.pairs.values() if pair.type == "srflx"}
-        if not isinstance(address, IPv4Address) or not is_usable(address) or address in local.own:
+        if not isinstance(address, IPv4Address) or not local.may_ping(address):
             return
         if address not in told or not local.birthday or local.symmetric or self._aim is not None:
             return

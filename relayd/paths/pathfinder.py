@@ -200,7 +200,8 @@ class Pathfinder:
             answer = self._heard_candidates(message, fresh=fresh, now=now)
         elif isinstance(message, PortPrediction):
             down = self._local.prediction is not None and not self.leads
-            self.checklist.predict(message.endpoints(), now, down=down)
+            to = [one for one in message.endpoints() if self._local.may_ping(one.address)]
+            self.checklist.predict(to, now, down=down)
         elif isinstance(message, FindPort):
             if fresh and self.able and not self.direct:
                 self.birthday.heard(message, self._local, now)
@@ -234,6 +235,8 @@ class Pathfinder:
         remote = (source or message.mine_endpoint()) if direct else None
         if remote is not None:
             remote = self.checklist.known(remote)
+            met = source is not None or remote in self.checklist.pairs
+            remote = remote if met or self._local.may_ping(remote.address) else None
         self._words.heard(direct=direct, remote=remote, now=now)
         if remote is not None and remote != self.selector.endpoint and self.able:
             self.checklist.trigger(self.checklist.meet(remote, now, method="its word"), now)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
+
+import pytest
 
 from relayd.endpoints import Endpoint
 from relayd.paths.acquaintance import Local
@@ -10,7 +13,7 @@ from relayd.paths.announcement import Send
 from relayd.paths.candidates import make, to_wire
 from relayd.paths.counters import Counters, KernelView
 from relayd.paths.pathfinder import Pathfinder
-from relayd.wire.sealed_messages import CallMeMaybe, Candidates, PathChanged, Ping, Pong
+from relayd.wire.sealed_messages import CallMeMaybe, Candidates, PathChanged, Ping, Pong, PortPrediction
 from tests.helpers.identities import ALICE, BOB, drawn
 from tests.helpers.path_network import Network
 from tests.helpers.sealing import Draws
@@ -90,6 +93,19 @@ def test_a_word_that_may_be_recorded_moves_nobody_and_is_answered_with_ours() ->
     peer.hear(hint)
     assert peer.finder._words.peers is None
     assert THERE not in peer.finder.checklist.pairs
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.64.0.9", "10.0.0.7", "224.0.0.1", "0.0.0.0", "::1"])
+def test_a_peers_word_sends_no_ping_to_this_host_or_to_a_group(address: str) -> None:
+    peer = Peer()
+    peer.finder.localize(replace(peer.finder._local, own=frozenset({ip_address("10.0.0.7")})), peer.now)
+    place = Endpoint(ip_address(address), 4500)
+    peer.tell(THERE)
+    peer.hear(PathChanged(**peer.stamp(), path="direct", mine=str(place)))  # type: ignore[arg-type]
+    peer.hear(PortPrediction(**peer.stamp(), address=address, base=4500, step=1, count=9))  # type: ignore[arg-type]
+    peer.tell(THERE, place)
+    peer.answer(peer.now + 8.0)
+    assert {str(pair.address) for pair in peer.finder.checklist.pairs} == {str(THERE.address)}
 
 
 def test_a_call_starts_the_checks_at_once() -> None:
