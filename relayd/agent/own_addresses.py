@@ -169,6 +169,11 @@ class OwnAddresses:
             await trio.sleep(1.0)
 
     async def _look(self) -> None:
+        await self._look_at_host()  # others wait for what STUN says, whatever comes of this
+        moved = await self._ask()
+        self._tell(self.local, moved=moved)
+
+    async def _look_at_host(self) -> None:
         try:
             found = await self._addresses()
             link = await links.find(self._interface)
@@ -201,10 +206,6 @@ class OwnAddresses:
             else self.local.full_body_bytes,
         )
         self._tell(base, moved=moved)
-        if await self._ask():
-            self._tell(self.local, moved=True)
-        else:
-            self._tell(self.local, moved=False)
 
     async def _ask(self) -> bool:
         """Ask the STUN servers. Whether a mapping that was known is another one now."""

@@ -12,10 +12,12 @@ import trio
 import trio.testing
 
 from relayd.agent import own_addresses
+from relayd.agent.discovery.stun_answers import StunAnswers
 from relayd.agent.discovery.stun_client import StunClient
 from relayd.agent.discovery.stun_servers import RESOLVE_S, Resolver, StunServer
 from relayd.agent.own_addresses import OwnAddresses
 from relayd.endpoints import Endpoint
+from relayd.errors import HostError
 from relayd.kernel.addresses import HostAddress
 from relayd.kernel.links import Link
 from relayd.netio.raw_udp import Address, Datagram
@@ -102,6 +104,25 @@ async def test_own_addresses_are_told_at_once_and_mappings_when_they_are_known(
     assert not moved
     assert last.hold_s == 10.0
     assert ip_address("10.99.0.1") in last.own  # and no candidate
+
+
+async def test_stun_is_asked_though_the_hosts_addresses_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+
+    async def unreadable() -> list[HostAddress]:
+        await trio.lowlevel.checkpoint()
+        raise HostError("no netlink here")
+
+    world.host_addresses = unreadable  # type: ignore[method-assign]
+    made, asked = world.made(), list[StunAnswers]()
+    made._asked = asked.append
+    await nursery.start(made.run)
+    await trio.sleep(1.0)
+    assert made.problem == "no netlink here"
+    assert len(asked) == 1  # discovery waits for it
+    assert endpoints(world.told[-1][0]) == {"203.0.113.5:40000"}
 
 
 async def test_who_sees_no_nat_holds_no_mapping(
