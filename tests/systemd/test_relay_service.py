@@ -16,7 +16,7 @@ from tests.helpers.frame_traffic import Traffic
 from tests.systemd.host import START_S, STATE, Host, soon
 
 RESTARTS = int(os.environ.get("RELAYD_RESTARTS", "4"))
-"""Twenty are promised, and were run (none of 46,854 frames was lost); what the fifth does no other does."""
+"""Twenty are promised, and were run (docs/systemd.md); what the fifth does no other does."""
 
 BACK_S = 2.0
 """As promised: from the end of a connection until the agent is let in again."""
