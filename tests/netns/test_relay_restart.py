@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -163,6 +164,47 @@ def test_what_the_manager_keeps_is_carried_on_while_others_are_asked_to_move(tmp
             assert agent.sock is not None
             agent.sock.close()
     relay.close()
+
+
+RELOADS = 60
+
+SETTINGS = (
+    "tls_self_signed = true",
+    "rate_frames_s = 5000",
+    "rate_bytes_s = 5000000",
+    "queue_bytes = 70000",
+    "round_bytes = 8192",
+    "max_connections = 10",
+    "memory_bytes = 2000000",
+    'auth = "optional"',
+    "no_such_setting = 1",
+)
+
+
+def test_reloads_under_traffic_lose_no_connection_and_no_frame(tmp_path: Path) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text("[relay]\n")
+    relay = ManagedRelay(tmp_path, "--config", str(config), "--log", "json")
+    draw = Random(1)
+    with relay.manager:
+        relay.manager.start()
+        with Traffic(relay.address, relay.token, count=50, every_s=0.02) as traffic:
+            assert relay.manager.process is not None
+            heard = relay.manager.store.heard
+            for number in range(RELOADS):
+                chosen = [one for one in SETTINGS if draw.random() < 0.4]
+                config.write_text("\n".join(["[relay]", *chosen, ""]))
+                relay.manager.process.send_signal(signal.SIGHUP)
+                relay.manager.store.wait(lambda: heard.count("READY=1") > number + 1, "the reload is over")  # noqa: B023
+                traffic.check()
+            seen = traffic.stop()
+        output = relay.manager.output()
+    relay.close()
+    assert (seen.lost, seen.garbled, seen.closed) == (0, 0, 0), output
+    assert seen.received == seen.sent
+    assert output.count('"relay.reload_requested"') == RELOADS
+    for event in ("relay.reloaded", "relay.config_refused", "tls.reloaded"):
+        assert event in output
 
 
 def send(agent: Agent, to: Agent, number: int) -> None:
