@@ -64,7 +64,8 @@ test:
 	$(LIMIT) 180 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider tests/browser
 	say "pytest: a Kubernetes API server (the first time it is built, from Go modules)"
 	cluster=$$($(LIMIT) 1200 "$$python" -m tests.kube.build --cache "$${venv%/*}/kube")
-	$(LIMIT) 600 $(AS_ROOT) env TEST_CLUSTER="$$cluster" "$$python" -m pytest -p no:cacheprovider tests/kube
+	$(LIMIT) 600 $(AS_ROOT) env TEST_CLUSTER="$$cluster" \
+		"$$python" -m pytest -p no:cacheprovider -n 3 --dist loadfile tests/kube
 	say "pytest: a kernel with WireGuard, in a virtual machine"
 	$(LIMIT) 1200 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" -- \
 		"$$python" -m pytest -p no:cacheprovider tests/kernel

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
@@ -20,6 +19,7 @@ from bench.process import cpu_ns, peak_kib, resident_kib
 from relayd.demo.lab import RELAYD, Lab, Node
 from relayd.demo.tunnel import start_wireguard_go
 from relayd.errors import HostError
+from relayd.keys import PrivateKey
 from relayd.marks import RELAY_PORT
 from tests.kube.build import default_cache
 from tests.kube.control_plane import ADDRESS, PROGRAM, URL, ControlPlane
@@ -107,8 +107,8 @@ def _measured(node: Node) -> Start:
 
 
 def _peer(number: int) -> dict[str, object]:
-    key = b64encode(sha256(number.to_bytes(4, "big")).digest()).decode()
-    spec: dict[str, object] = {"publicKey": key, "allowedIPs": [f"{FIRST + number}/32"]}
+    key = PrivateKey(sha256(number.to_bytes(4, "big")).digest()).public()
+    spec: dict[str, object] = {"publicKey": str(key), "allowedIPs": [f"{FIRST + number}/32"]}
     if number % 2:
         spec["endpoint"] = f"203.0.113.{number % 250 + 1}:{20000 + number}"
     return _resource("WireKubePeer", f"node-{number}", **spec)

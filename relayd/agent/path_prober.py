@@ -180,6 +180,8 @@ class PathProber:
 
     def be_patient(self, patience: Patience) -> None:
         """These times count from now on."""
+        if patience == self._patience:
+            return  # each mesh says it again, and a thousand peers are a tenth of a second
         self._patience = patience
         for finder in self._finders.values():
             finder.be_patient(patience)
