@@ -160,6 +160,8 @@ class Carriers:
         """Something came in where nobody could know that there is a way: the peer's Ping, if it is sealed."""
         try:
             payload = sock.recv(MOST_BYTES)
+        except BlockingIOError:  # another socket had this descriptor when the batch began
+            return
         except OSError as error:  # ICMP errors for the greeting
             self.counts[f"receive: {error.strerror}"] += 1
             return
