@@ -65,9 +65,8 @@ class Carriers:
         mark: Mark = mark_if_allowed,
     ) -> None:
         """`on_sealed` gets the peers' messages, as coming from the loopback port."""
-        self._poller, self._wireguard_port, self._on_sealed, self._mark = (
-            poller, wireguard_port, on_sealed, mark,
-        )  # fmt: skip
+        self._poller, self._mark = poller, mark
+        self._wireguard_port, self._on_sealed = wireguard_port, on_sealed
         self._attempts: dict[PublicKey, _Attempt] = {}
         self._carriers: dict[Endpoint, _Carrier] = {}
         self.counts: Counter[str] = Counter()

@@ -155,11 +155,6 @@ class Birthday:
 
     # The easy end -------------------------------------------------------------------------------------------
 
-    @property
-    def searching(self) -> bool:
-        """Whether ports are being pinged."""
-        return self._aim is not None
-
     def heard(self, message: FindPort, local: Local, now: float) -> None:
         """Ping random ports from now on, unless that isn't ours to do, or it is another peer's turn.
 
