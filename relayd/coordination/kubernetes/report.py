@@ -26,7 +26,7 @@ HEARTBEAT_S = 60.0
 """Between two writes when nothing changes."""
 
 MAX_CONNECTIONS = 32
-"""Names in `connections`, relayed ones first: an event about a node of a large mesh stays below 3 KB, and
+"""Names in `connections`, relayed ones first: an event about a node of a large mesh stays below 4 KB, and
 each one goes to all."""
 
 
