@@ -20,7 +20,7 @@ from relayd.coordination.kubernetes.mesh import (
     own_allowed_ips,
     own_endpoint,
 )
-from relayd.coordination.kubernetes.resources import Mesh, Node, Peer
+from relayd.coordination.kubernetes.resources import Mesh, MeshStatus, Node, Peer
 from relayd.coordination.model import OwnedInterface, RelayMode
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
@@ -189,6 +189,13 @@ def test_where_the_relay_is(relay: dict[str, Any], fixed: list[str], names: list
     assert [one.address for one in made.mesh.relays] == fixed
     assert [one.address for one in made.mesh.relay_sets] == names
     assert made.problems == ()
+
+
+def test_a_relay_that_wirekube_manages_is_where_its_agents_have_found_it() -> None:
+    status = MeshStatus(relayEndpoint="203.0.113.50:3478")
+    there = msgspec.structs.replace(mesh(relay={"provider": "managed"}), status=status)
+    made = meaning(view(of=there), ME).mesh
+    assert ([one.address for one in made.relays], made.relay_sets) == (["203.0.113.50:3478"], ())
 
 
 @pytest.mark.parametrize(

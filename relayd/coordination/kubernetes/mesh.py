@@ -184,7 +184,7 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
         peers, names = _peers(view, own, interface, problems)
     elif not removed:
         problems.append(f"WireKubePeer {own.name} has no allowedIPs: nothing is routed to it or from it")
-    relays, relay_sets = _relays(spec, own, problems)
+    relays, relay_sets = _relays(view.mesh, own, problems)
     return Meaning(
         mesh=Mesh(
             interface=interface,
@@ -291,21 +291,25 @@ def _endpoint(text: str, who: str, problems: list[str]) -> Endpoint | None:
 Relays = tuple[JoinString, ...]
 
 
-def _relays(spec: resources.MeshSpec, own: Self, problems: list[str]) -> tuple[Relays, Relays]:
+def _relays(mesh: resources.Mesh, own: Self, problems: list[str]) -> tuple[Relays, Relays]:
     """-> the relays that count for this node, and the names that stand for several each"""
-    relay = spec.relay
+    spec, relay = mesh.spec, mesh.spec.relay
     if relay is None or _mode(spec) is RelayMode.NEVER:
         return () if _mode(spec) is RelayMode.NEVER else own.relays, ()
     if own.relays:
         return own.relays, ()
     external, managed = relay.external or resources.ExternalRelay(), relay.managed or resources.ManagedRelay()
     if relay.provider == "external" or external.endpoint or external.controlEndpoint:
-        where = "external.controlEndpoint" if external.controlEndpoint else "external.endpoint"
+        where = "relay.external.controlEndpoint" if external.controlEndpoint else "relay.external.endpoint"
         return _fixed_relay(
             external.controlEndpoint or external.endpoint, external.transport, where, problems
         )
     if managed.controlEndpoint or managed.transport not in TRANSPORTS:
-        return _fixed_relay(managed.controlEndpoint, managed.transport, "managed.controlEndpoint", problems)
+        return _fixed_relay(
+            managed.controlEndpoint, managed.transport, "relay.managed.controlEndpoint", problems
+        )
+    if mesh.status.relayEndpoint:
+        return _fixed_relay(mesh.status.relayEndpoint, "", "status.relayEndpoint", problems)
     return (), (JoinString(host=MANAGED_RELAY, port=managed.port),)
 
 
@@ -316,7 +320,7 @@ def _fixed_relay(text: str, transport: str, where: str, problems: list[str]) -> 
             raise ValueError(f"agents of relayd reach a relay by TCP, not by {transport}")
         return (relay_at(text),), ()
     except ValueError as error:
-        problems.append(f"WireKubeMesh: relay.{where}: {error}")
+        problems.append(f"WireKubeMesh: {where}: {error}")
         return (), ()
 
 

@@ -1,7 +1,7 @@
 """The resources, as far as an agent looks at them. Fields have the API's names; there are more of them.
 
-What a status says is not decoded: with a thousand nodes that is most of the bytes, and nothing here depends
-on it.
+What a peer's status says is not decoded: with a thousand nodes that is most of the bytes, and nothing here
+depends on it.
 """
 # ruff: noqa: N815
 
@@ -132,10 +132,17 @@ class MeshSpec(Struct, frozen=True):
     routing: RoutingSpec | None = None
 
 
+class MeshStatus(Struct, frozen=True):
+    """Where WireKube's own agents have found its managed relay: its leader writes that, and nobody else."""
+
+    relayEndpoint: str = ""
+
+
 class Mesh(Resource, frozen=True):
     """WireKubeMesh."""
 
     spec: MeshSpec = MeshSpec()
+    status: MeshStatus = MeshStatus()
 
 
 class NodeAddress(Struct, frozen=True):
