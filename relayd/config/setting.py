@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -114,8 +115,7 @@ class Role:
     @property
     def defaults(self) -> Mapping[str, Any]:
         """By name, of those settings that have one."""
-        fields = msgspec.structs.fields(self.config)
-        return MappingProxyType({one.name: one.default for one in fields if not one.required})
+        return _defaults(self.config)
 
     def default_text(self, setting: Setting) -> str:
         """The default as help texts say it; "" when there is none to name."""
@@ -132,3 +132,10 @@ class Role:
                 return ", ".join(map(str, elements))
             case value:
                 return str(value)
+
+
+@cache
+def _defaults(config: type[RelayConfig] | type[AgentConfig]) -> Mapping[str, Any]:
+    """Once: msgspec evaluates all annotations to tell the fields, which takes milliseconds."""
+    fields = msgspec.structs.fields(config)
+    return MappingProxyType({one.name: one.default for one in fields if not one.required})
