@@ -149,12 +149,14 @@ class Node:
 
     def argv(self, *command: str) -> list[str]:
         """The command line that runs `command` in the node; the process keeps its pid throughout."""
-        enter = [program("nsenter"), f"--target={self.pid}", "--net", "--mount", "--"]
-        return [*enter, program("setpriv"), "--pdeathsig", "KILL", *command]
+        return self._enter(program("setpriv"), "--pdeathsig", "KILL", *command)
+
+    def _enter(self, *command: str) -> list[str]:
+        return [program("nsenter"), f"--target={self.pid}", "--net", "--mount", "--", *command]
 
     def run(self, *command: str, stdin: str = "", timeout_s: float = COMMAND_S) -> str:
         """Run a command to its end. Its output. Raises HostError when it fails or takes too long."""
-        return self._lab.run(self.argv(*command), stdin=stdin, timeout_s=timeout_s)
+        return self._lab.run(self._enter(*command), stdin=stdin, timeout_s=timeout_s)
 
     def start(
         self, *command: str, environment: Mapping[str, str] | None = None, pipe: bool = False
