@@ -153,7 +153,7 @@ def make_initrd(kernel: Kernel, cache: Path) -> Path:
     if initrd.exists():
         return initrd
     archive = _Cpio()
-    for directory in ("bin", "dev", "proc", "sys", "modules", "host", "upper", "new"):
+    for directory in ("bin", "dev", "proc", "sys", "modules", "host", "layer", "upper", "new"):
         archive.add(directory, 0o40755)
     archive.add("dev/console", 0o20600, device=(5, 1))
     archive.add("init", 0o100755, init)

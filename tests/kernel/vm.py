@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from tests.kernel.bytecode import layer
 from tests.kernel.image import Kernel, VmError, fetch_kernel, locked, make_initrd
 from tests.kernel.machine import FAILED, Job, Outcome, run
 
@@ -41,7 +42,6 @@ def _environment(extra: list[str], *, systemd: bool) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "TERM": "dumb",
         "PATH": f"{here}:{_SYSTEM_PATH}",
-        "PYTHONDONTWRITEBYTECODE": "1",
         INSIDE: SYSTEMD if systemd else "1",
     }
     if sys.prefix != sys.base_prefix:
@@ -110,10 +110,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         else:
             kernel = fetch_kernel(cache, refresh=arguments.refresh)
         initrd = make_initrd(kernel, cache)
+    environment = _environment(arguments.env, systemd=arguments.systemd)
     job = Job(
         command=arguments.command,
         directory=Path.cwd(),
-        environment=_environment(arguments.env, systemd=arguments.systemd),
+        environment=environment,
+        layer=layer(Path.cwd(), cache, arguments.command, environment),
         out=arguments.out.resolve() if arguments.out is not None else None,
         timeout_s=arguments.timeout,
         memory_mib=arguments.memory,

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# First process of the virtual machine, in the initrd. Mounts the host's files, read-only, under an overlay
-# in memory, and goes on there with command.sh. From the kernel's command line come, as variables:
+# First process of the virtual machine, in the initrd. Mounts the host's files, read-only, under a layer of more
+# of them and an overlay in memory, and goes on there with command.sh. From the kernel's command line come, as variables:
 # VM_JOB (directory with the job, a path of the host), VM_MODULES (lib/modules/VERSION, likewise),
 # VM_OUT (a directory of the host that may be written, or empty) and VM_SYSTEMD (systemd is to be process 1, and
 # runs command.sh as a service; or empty).
@@ -18,9 +18,11 @@ read -r up rest </proc/uptime
 echo "mark init $up" >&3
 
 $b mount -t virtiofs -o ro host /host || fail "cannot mount the host's files"
+$b mount -t virtiofs -o ro layer /layer || fail "cannot mount the layer"
 $b mount -t tmpfs -o mode=755 memory /upper
 $b mkdir /upper/files /upper/work
-$b mount -t overlay -o lowerdir=/host,upperdir=/upper/files,workdir=/upper/work overlay /new || fail "no overlay"
+over=lowerdir=/layer:/host,upperdir=/upper/files,workdir=/upper/work
+$b mount -t overlay -o $over overlay /new || fail "no overlay"
 for directory in proc sys dev run lib/modules; do $b mkdir -p "/new/$directory"; done
 $b mount -t proc proc /new/proc
 $b mount -t sysfs sys /new/sys
