@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.agents import Agents
+from tests.kernel import side_by_side
+from tests.kernel.agents import Agents, Imported, be_patient
 from tests.kernel.vm import INSIDE
 
 inside = os.environ.get(INSIDE) == "1"
@@ -22,6 +23,11 @@ collect_ignore_glob = [] if inside else ["test_*.py"]
 
 TEST_S = 400
 """The longest that one test may take: in emulation all takes some fifteen times longer than elsewhere."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", f"{side_by_side.ALONE}: runs when no other test of the tier does")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,8 +47,32 @@ def pytest_report_header() -> str:
     return "kernel tier: not here, run python -m tests.kernel.vm -- python -m pytest tests/kernel"
 
 
+_imported: list[Imported] = []
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What tests will ask for begins now, beside the collection."""
+    if inside and not session.config.option.collectonly:
+        be_patient()
+        _imported.append(Imported())
+
+
+def pytest_sessionfinish() -> None:
+    """A plugin's hook."""
+    while _imported:
+        _imported.pop().close()
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """In the machine, as many tests at once as it has processors; RELAYD_ONE_BY_ONE=1 for one."""
+    processes = 1 if os.environ.get("RELAYD_ONE_BY_ONE") == "1" else os.cpu_count() or 1
+    if not inside or processes == 1 or session.config.option.collectonly or session.testsfailed:
+        return None
+    return side_by_side.run(session, processes)
+
+
 @pytest.fixture(scope="session")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
-    """The process that starts relayd's commands; one for all tests, as it takes seconds to begin."""
-    with Agents(tmp_path_factory.mktemp("logs")) as running:
+    """Who starts relayd's commands."""
+    with Agents(tmp_path_factory.mktemp("logs"), _imported[-1]) as running:
         yield running

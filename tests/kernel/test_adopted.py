@@ -39,11 +39,29 @@ PublicKey = {unknown}
 AllowedIPs = 10.9.0.4/32
 """
 
+WIRES = """
+printf 'netns add a\\nnetns add b\\n' | ip -batch -
+ip -n a -batch - <<END
+link set lo up
+link add wire-b type veth peer name wire-a netns b
+link set wire-b addrgenmode none up
+address add 192.0.2.1/24 dev wire-b
+route add default via 192.0.2.9
+END
+ip -n b -batch - <<END
+link set lo up
+link set wire-a up
+address add 192.0.2.9/24 dev wire-a
+END
+"""
+
 SHOWN = """
-ip netns exec a wg show all dump | cut -f 1-5,9
-ip -n a rule; ip -n a -6 rule; ip -n a route show table all; ip -n a -6 route show table all | grep -v ff00
-ip netns exec a nft list ruleset; ip -n a -o address; ip -n a -d link show wg0
-ip netns exec a sysctl net.ipv4.conf.all.rp_filter net.ipv4.conf.wg0.rp_filter net.ipv4.conf.lo.accept_local
+ip netns exec a sh -ec '
+wg show all dump | cut -f 1-5,9
+for version in 4 6; do printf "rule\\nroute show table all\\n" | ip -$version -batch -; done | grep -v ff00
+printf "address\\nlink show wg0\\n" | ip -o -d -batch -
+nft list ruleset
+cd /proc/sys/net/ipv4/conf; cat all/rp_filter wg0/rp_filter lo/accept_local'
 """
 
 
@@ -87,15 +105,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path, agents: Agents) -> Iterator[Node]:
-    sh(
-        """
-        for name in a b; do ip netns add $name; ip -n $name link set lo up; done
-        ip link add wire-b netns a type veth peer name wire-a netns b
-        ip -n a link set wire-b addrgenmode none; ip -n a address add 192.0.2.1/24 dev wire-b
-        ip -n a link set wire-b up; ip -n b link set wire-a up; ip -n b address add 192.0.2.9/24 dev wire-a
-        ip -n a route add default via 192.0.2.9
-        """
-    )
+    sh(WIRES)
     try:
         yield Node(tmp_path, agents)
     finally:

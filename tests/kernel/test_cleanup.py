@@ -57,7 +57,7 @@ def before(state: Path) -> Iterator[str]:
     sh("ip rule add from 10.5.0.0/16 lookup 100 priority 200; ip link add wg0 type wireguard")
     yield seen()
     removed(NAME, "wg0")
-    sh(f"{UNDO_RULES}; ip rule del priority 200; sysctl -qw net.ipv4.conf.lo.accept_local=0")
+    sh(f"{UNDO_RULES}\nip rule del priority 200; sysctl -qw net.ipv4.conf.lo.accept_local=0")
     for variant in VARIANTS:
         sh(
             f"iptables-{variant} -F KUBE-FIREWALL; iptables-{variant} -X KUBE-FIREWALL; "

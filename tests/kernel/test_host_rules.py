@@ -35,7 +35,7 @@ def rules(tmp_path: Path) -> Iterator[HostRules]:
     )
     yield HostRules(NetlinkRouting(), Sysctls(tmp_path), Iptables())
     removed("tunnel0", "eth9")
-    sh(f"{UNDO_RULES}; sysctl -qw net.ipv4.conf.lo.accept_local=0")
+    sh(f"{UNDO_RULES}\nsysctl -qw net.ipv4.conf.lo.accept_local=0")
 
 
 def kept(*, of: int) -> list[str]:
