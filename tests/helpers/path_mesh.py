@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Interface
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
-from relayd.demo.process import Process
+from relayd.demo.lab import Node
 from relayd.demo.tunnel import Tunnel, join
 from relayd.endpoints import Endpoint
 from relayd.marks import RELAY_PORT
@@ -32,6 +32,19 @@ PING_S = 0.01
 
 RELAY_START_S = 90.0
 """In the emulated machine of the kernel tier an interpreter takes its time."""
+
+
+class Program(Protocol):
+    """A process that runs relayd."""
+
+    def output(self) -> str:
+        """What it has said."""
+
+    def kill(self) -> object:
+        """SIGKILL."""
+
+    def wait(self) -> object:
+        """Until it has ended."""
 
 
 class Pings:
@@ -134,13 +147,13 @@ class PathMesh:
             }
             join(self.tunnels["a"], self.tunnels["b"])
             self._agent = agent
-            self.relay = self.relay_host.relayd(
-                "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", RELAY_CONTROL,
+            self.relay = self.run_relayd(
+                self.relay_host, "serve", "--listen", f"0.0.0.0:{RELAY_PORT}", "--control", RELAY_CONTROL,
                 "--state", "/run/relay", "--open", "--http", "off",
             )  # fmt: skip
             wait_until(lambda: status_of(self.relay_host, RELAY_CONTROL), "a relay answers", RELAY_START_S)
             self.join = self.relay_host.path("/run/relay").joinpath("relay.token")
-            self.agents: dict[str, Process] = {}
+            self.agents: dict[str, Program] = {}
             self.started_at = 0.0
         except BaseException:
             self.internet.lab.close()
@@ -152,6 +165,10 @@ class PathMesh:
     def __exit__(self, *_: object) -> None:
         self.internet.lab.close()
 
+    def run_relayd(self, node: Node, *arguments: str) -> Program:
+        """Start `relayd ARGUMENTS` there."""
+        return node.relayd(*arguments)
+
     def start_agents(self, *names: str) -> None:
         """Start both agents, or those named."""
         self.started_at = time.time()
@@ -159,8 +176,8 @@ class PathMesh:
             node = self.nodes[name]
             if not node.path("/run/agent.toml").exists():
                 self.write_config(name, self._agent)
-            self.agents[name] = node.relayd(
-                "agent", "--config", "/run/agent.toml", "--insecure-relay", "--interface", INTERFACE,
+            self.agents[name] = self.run_relayd(
+                node, "agent", "--config", "/run/agent.toml", "--insecure-relay", "--interface", INTERFACE,
                 "--relay", f"{self.internet.address('relay')}:{RELAY_PORT}", "--state", "/run/wirekube",
                 "--control", CONTROL, "--http", "off",
             )  # fmt: skip
