@@ -87,7 +87,7 @@ class Pathfinder:
         another one, did it roam."""
         self._words = Words()
         self._rounds = Rounds()
-        self._hurried_until = -inf
+        self._hurried_until = self._met_at = -inf
         self._renew = False
         self._decided_at = now
         self._heard_pings = HeardPings()
@@ -158,6 +158,7 @@ class Pathfinder:
     def heard(self, message: Message, source: Endpoint | None, now: float) -> list[Send]:
         """The peer says `message`, from `source` or (None) through the relay. What is answered at once."""
         self.agent.heard_at = now
+        self._met_at = now if source is not None else self._met_at
         if isinstance(message, Ping):
             return self._heard_ping(message, source, now)
         if isinstance(message, Pong):
@@ -318,7 +319,7 @@ class Pathfinder:
                     self._words.went_to_relay(now)
                     self._rounds.wanted = True
             elif self.selector.ours and self.selector.state is State.RELAY:
-                self._words.stays_on_relay(now)
+                self._words.stays_on_relay(self._met_at, now)
 
     def _evidence(self, now: float) -> Evidence:
         view = self._view

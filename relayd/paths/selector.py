@@ -55,6 +55,10 @@ CROSSED_S = 0.6
 """The peer's word of another path than ours may have crossed our own word of it: so soon after our own change
 it isn't followed. Two ways of 300 ms: then it has taken it back, or says it again."""
 
+FORGOTTEN_S = 10.0
+"""After so long a peer that still is direct by its last word, from before our demotion, was never reached by
+ours: a pair that works again is taken as it says."""
+
 LATE_S = 2.0
 """After a demotion the peer's direct packets still come for a moment; they move nothing."""
 
@@ -222,7 +226,12 @@ def _roamed(s: Selector, e: Evidence) -> Outcome | None:
 
 def _called(s: Selector, e: Evidence) -> Outcome | None:
     word = e.word
-    if word is None or not word.direct or word.at <= s.demoted_at or e.now - s.demoted_at < CROSSED_S:
+    if word is None or not word.direct:
+        return None
+    since_s = e.now - s.demoted_at
+    if since_s < (CROSSED_S if word.at > s.demoted_at else FORGOTTEN_S):
+        return None
+    if word.at <= s.demoted_at and e.now < s.damping.until:
         return None
     if any(pair.remote == word.remote for pair in e.valid):
         return Outcome("the peer went there, and a full-size Ping was answered", word.remote)

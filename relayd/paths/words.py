@@ -11,8 +11,8 @@ from relayd.paths.evidence import PeerWord
 from relayd.wire.sealed_session import SealedSession
 
 MISLED_S = 10.0
-"""A peer that said so long ago that it is direct, and with whom nothing is direct here, doesn't know: two
-rounds of checks, so that losses alone don't make it so."""
+"""A peer that said so long ago that it is direct, and of which nothing has come directly for so long, doesn't
+know: two rounds of checks, so that losses alone don't make it so."""
 
 
 class Words:
@@ -42,10 +42,12 @@ class Words:
         """The path isn't ours to say anything of."""
         self._ours = None
 
-    def stays_on_relay(self, now: float) -> None:
+    def stays_on_relay(self, met_at: float, now: float) -> None:
         """Checks have come to their end, and we stay there: a peer that takes us for direct is told, as it
-        may be idle, and find out nothing."""
-        if self.peers is not None and self.peers.direct and now - self.peers.at > MISLED_S:
+        may be idle, and find out nothing. `met_at`: when anything last came from it directly."""
+        if self.peers is None or not self.peers.direct:
+            return
+        if now - max(self.peers.at, met_at) > MISLED_S:
             self._ours = Announcement(direct=False, next_at=now, sent=REPEATS)
 
     @property
