@@ -28,8 +28,11 @@ SOON_S = 2.0
 RESOLVE_S = 3.0
 """For a name server to answer. A start waits so long for it, and goes on without."""
 
+MAX_RELAYS = 32
+"""Of one name; of more, all agents take the same ones. A name server that lies can't name thousands."""
+
 Resolve = Callable[[JoinString], Awaitable[Sequence[str]]]
-"""The addresses of a name. Raises OSError."""
+"""The addresses of a name, MAX_RELAYS at most. Raises OSError."""
 
 
 async def addresses_of(relay: JoinString) -> Sequence[str]:
@@ -40,7 +43,7 @@ async def addresses_of(relay: JoinString) -> Sequence[str]:
         raise OSError(f"{relay.host!r} is not a host name: {error}") from error
     found = {ip_address(str(entry[4][0])) for entry in entries}
     version = min((one.version for one in found), default=4)
-    return sorted(str(one) for one in found if one.version == version)
+    return sorted(str(one) for one in found if one.version == version)[:MAX_RELAYS]
 
 
 class RelaySets:

@@ -89,15 +89,21 @@ async def test_a_server_that_says_410_for_ever_is_not_asked_all_the_time(
     nursery.cancel_scope.cancel()
 
 
-async def test_one_that_is_back_is_found_within_five_seconds_however_long_it_was_away(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
-) -> None:
+async def after_an_hour(nursery: trio.Nursery) -> tuple[Server, Follower[resources.Peer]]:
+    """A server that has been away for that long, and who follows it."""
     server = Server(away=10**9, gone=0)
     followed = follower(server)
     await nursery.start(followed.run)
     await trio.sleep(3600.0)
     assert followed.problem
     server.away = 0
+    return server, followed
+
+
+async def test_one_that_is_back_is_found_within_five_seconds_however_long_it_was_away(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    _, followed = await after_an_hour(nursery)
     await trio.sleep(AWAY_CAP_S + 0.1)
     assert followed.problem == ""
     nursery.cancel_scope.cancel()
@@ -106,11 +112,7 @@ async def test_one_that_is_back_is_found_within_five_seconds_however_long_it_was
 async def test_whoever_finds_it_back_tells_the_others(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    server = Server(away=10**9, gone=0)
-    followed = follower(server)
-    await nursery.start(followed.run)
-    await trio.sleep(3600.0)
-    server.away = 0
+    server, followed = await after_an_hour(nursery)
     server.is_back.set()
     await trio.sleep(0.001)
     assert followed.problem == ""
@@ -121,11 +123,8 @@ async def test_a_server_that_starts_says_no_for_a_while_and_is_asked_again_soon(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """Its rights and its kinds of resources come after it does."""
-    server = Server(away=10**9, gone=0)
-    followed = follower(server)
-    await nursery.start(followed.run)
-    await trio.sleep(3600.0)
-    server.refuses, server.away = 1, 0
+    server, followed = await after_an_hour(nursery)
+    server.refuses = 1
     await trio.sleep(AWAY_CAP_S + 1.0 + 0.1)
     assert followed.problem == ""
     nursery.cancel_scope.cancel()

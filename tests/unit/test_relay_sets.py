@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from relayd.agent.relay_sets import EVERY_S, RESOLVE_S, SOON_S, RelaySets, addresses_of
+from relayd.agent.relay_sets import EVERY_S, MAX_RELAYS, RESOLVE_S, SOON_S, RelaySets, addresses_of
 from relayd.join import JoinString
 
 NAME = JoinString("relays.example.net", 3478)
@@ -124,6 +125,21 @@ async def test_names_come_and_go_with_the_mesh(autojump_clock: MockClock, nurser
     sets.follow([FIXED], [])
     assert server.used[-1] == (FIXED.address,)
     nursery.cancel_scope.cancel()
+
+
+async def test_a_name_has_so_many_relays_and_no_more_and_of_one_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
+        await trio.lowlevel.checkpoint()
+        numbers = random.sample(range(1, 201), 200)  # in no order, as name servers give them
+        found = [f"192.0.2.{number}" for number in numbers] + ["2001:db8::1"]
+        return [(0, 0, 0, "", (address, 3478)) for address in found]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+    found = await addresses_of(NAME)
+    assert len(found) == MAX_RELAYS
+    assert await addresses_of(NAME) == found, "every agent takes the same ones"
 
 
 async def test_the_hosts_own_names_are_looked_up() -> None:
