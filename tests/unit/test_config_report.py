@@ -271,3 +271,22 @@ def test_peers_and_interface_are_compared_too() -> None:
     old = AgentConfig(relays=(JoinString("192.0.2.1", 1),))
     new = AgentConfig(relays=(JoinString("192.0.2.1", 1),), interface="wg1")
     assert changes.changes(AGENT, old, new).restart == ("interface",)
+
+
+def test_few_settings_wait_for_a_restart() -> None:
+    """docs/systemd.md has them in a table."""
+    cluster = {"api_server", "api_token_file", "api_ca_file"}
+    waiting = {role.name: {one.name for one in role.settings if not one.live} for role in (RELAY, AGENT)}
+    assert waiting == {
+        "relay": {"listen", "stun_port", "control", "state_dir", "admit", "host"} | cluster,
+        "agent": {
+            "interface",
+            "direct_paths",
+            "proxy_port",
+            "control",
+            "state_dir",
+            "kubernetes",
+            "node_name",
+        }
+        | cluster,
+    }
