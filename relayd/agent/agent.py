@@ -131,6 +131,7 @@ class Agent:
             make_link,
             on_runs=self._deliver,
             on_gone=self._on_gone,
+            handover=handover,
         )
         reinjector = Reinjector(interface.listen_port) if config.direct_paths else None
         self.proxy = WgProxy(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -112,6 +113,27 @@ def address_hash(address: str) -> bytes:
     return blake2b(address.encode(), digest_size=ADDRESS_BYTES).digest()
 
 
+class Absence(msgspec.Struct, frozen=True, array_like=True):
+    """What a relay said of a peer, which it doesn't say to every frame: so it must not be forgotten."""
+
+    key: bytes
+    relay: str
+    left_s: float
+    """For how long it still counts."""
+    held_s: float
+    """For how long it was to."""
+
+
+class _Shared(msgspec.Struct, frozen=True, array_like=True):
+    """What belongs to no one connection."""
+
+    address: str = ""
+    """The home relay's."""
+    queued: list[tuple[float, bytes]] = []
+    """Frames that wait for a connection to it: for how long already, and their bytes."""
+    absent: list[Absence] = []
+
+
 class AgentHandover:
     """The store of one agent. Does nothing without a manager."""
 
@@ -122,10 +144,12 @@ class AgentHandover:
         self.store = Handover(manager, FORMAT)
         self._left = list(self.store.carried)
         self._states: dict[int, bytes] = {}
-        self._waiting: list[tuple[float, bytes]] = []
+        self._shared = _Shared()
         if self.store.shared:
-            with suppress(msgspec.DecodeError):  # of the same format, or it would not have been read
-                self._waiting = msgspec.msgpack.decode(self.store.shared, type=list[tuple[float, bytes]])
+            with suppress(msgspec.DecodeError):  # of a version that left it in another form
+                self._shared = msgspec.msgpack.decode(self.store.shared, type=_Shared)
+        self.absent = self._shared.absent
+        """Which relays had said of which peers that they aren't there."""
 
     # The socket on lo -------------------------------------------------------------------------------------
 
@@ -180,11 +204,22 @@ class AgentHandover:
                 mine.append((one, facts, state))
         return sorted(mine, key=lambda found: found[1].connected_at, reverse=True)
 
-    def take_waiting(self, outbox: Outbox) -> None:
-        """Put what waited for a connection into `outbox`, which is empty. Once."""
+    def has(self, address: str, *, own_key: PublicKey) -> bool:
+        """Whether there is a connection to the relay at `address` for our key, that nobody took yet."""
+        for one in self._left:
+            with suppress(msgspec.DecodeError):  # `take` closes it
+                facts = msgspec.msgpack.decode(one.facts, type=Facts)
+                if facts.address == address_hash(address) and facts.own_key == own_key.raw:
+                    return True
+        return False
+
+    def take_waiting(self, address: str, outbox: Outbox) -> None:
+        """Put what waited for a connection to the relay at `address` into `outbox`, which is empty. Once."""
+        if self._shared.address != address:
+            return
         now = time.monotonic()
-        outbox.restore(b"", [(now - age_s, data) for age_s, data in self._waiting])
-        self._waiting = []
+        outbox.restore(b"", [(now - age_s, data) for age_s, data in self._shared.queued])
+        self._shared = _Shared()
 
     def refuse_rest(self) -> None:
         """Close what nobody took: another relay's, another key's."""
@@ -201,11 +236,12 @@ class AgentHandover:
         """Let go of it; what the manager has stays there."""
         self.store.close()
 
-    def save(self, waiting: Outbox) -> int:
-        """Hand over what has been suspended, and what waits for a connection: the agent's end. -> how many
-        connections the manager has now"""
+    def save(self, address: str, waiting: Outbox, absent: Sequence[Absence] = ()) -> int:
+        """Hand over what has been suspended, what waits for a connection to the home relay at `address`, and
+        who is absent where: the agent's end. -> how many connections the manager has now"""
         _, queued = _aged(waiting)
-        saved = self.store.save(self._states, shared=msgspec.msgpack.encode(queued))
+        shared = msgspec.msgpack.encode(_Shared(address, queued, list(absent)))
+        saved = self.store.save(self._states, shared=shared)
         return len(self._states) if saved else 0
 
 

@@ -108,6 +108,14 @@ class PeerRoute:
         held_s = min(GONE_CAP_S, held_s * 2 or GONE_S)
         self._gone[relay] = (now + held_s, held_s)
 
+    def held(self, now: float) -> list[tuple[str, float, float]]:
+        """What is held against relays: for how long still, and for how long it was to; for `hold`."""
+        return [(relay, until - now, held_s) for relay, (until, held_s) in self._gone.items() if now < until]
+
+    def hold(self, relay: str, until: float, held_s: float) -> None:
+        """As an earlier process had it."""
+        self._gone[relay] = (until, held_s)
+
     def heard(self, relay: str) -> None:
         """Nothing more is held against `relay`."""
         self._gone.pop(relay, None)

@@ -96,6 +96,12 @@ class RelayLeg:
         """Whether nothing can be sent any more; `connection.fault` says why."""
         return self.connection.ended.is_set()
 
+    @property
+    def why(self) -> str:
+        """Why it has ended."""
+        fault = self.connection.fault
+        return f"{fault} ({self.complaint})" if self.complaint else fault
+
     def use(self, settings: LinkSettings) -> None:
         """These hold from now on. A relay that has proved nothing is left when it has to."""
         self.connection.outbox.bound(max_bytes=settings.queue_bytes, max_age_s=settings.queue_age_s)

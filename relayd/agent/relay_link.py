@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from relayd.agent.change_over import ChangeOver, leaving_times
-from relayd.agent.handover import AgentHandover, facts_of
+from relayd.agent.handover import Absence, AgentHandover, facts_of
 from relayd.agent.known_relays import KnownRelays
 from relayd.agent.leg_maker import Dial, LegMaker
 from relayd.agent.link_journal import LinkJournal
@@ -49,14 +49,6 @@ DRAINED = "drained"
 _ON_PURPOSE = (STOPPED, KEY_CHANGED, DRAINED, HANDED_OVER)
 
 
-def _nobody_listens(key: bytes, payload: bytes, now: float) -> None:
-    """A sealed message, and nobody who would read it."""
-
-
-def _nobody_minds(gone: PeerGone) -> None:
-    """A peer that isn't at this relay, and nobody who would go elsewhere."""
-
-
 class RelayLink:
     """One relay, for one key. `send` and the callbacks belong to the poller's thread."""
 
@@ -71,8 +63,8 @@ class RelayLink:
         home_key: PublicKey | None = None,
         known: KnownRelays | None = None,
         handover: AgentHandover | None = None,
-        on_message: OnMessage = _nobody_listens,
-        on_gone: Callable[[PeerGone], None] = _nobody_minds,
+        on_message: OnMessage = lambda _key, _payload, _now: None,
+        on_gone: Callable[[PeerGone], None] = lambda _gone: None,
         on_up: Callable[[], None] = lambda: None,
         agents: Callable[[], int] = lambda: 1,
         dial: Dial = dial,
@@ -222,15 +214,15 @@ class RelayLink:
 
     # One connection after the other ------------------------------------------------------------------------
 
-    def save(self) -> int:
+    def save(self, absent: Sequence[Absence]) -> int:
         """Leave what the next process goes on with: for the end, when nothing runs any more. -> how many
         connections it gets"""
-        return self._handover.save(self._waiting)
+        return self._handover.save(self._relay.address, self._waiting, absent)
 
     def _resume(self) -> RelayLeg | None:
         """Go on with the connection that an earlier process had, if there is one that may be trusted."""
         assert self._nursery is not None
-        self._handover.take_waiting(self._waiting)
+        self._handover.take_waiting(self._relay.address, self._waiting)
         leg = self._maker.resume(self._key)
         if leg is None:
             return None
@@ -289,7 +281,7 @@ class RelayLink:
         if leg in self._legs:
             return leg
         self._maker.was_wrong(leg)
-        reason = _why(leg)
+        reason = leg.why
         if reason not in (self.reason, STOPPED):
             self._journal.register_failed(reason)
         self.reason = reason
@@ -336,7 +328,7 @@ class RelayLink:
         if self._sender is leg:
             self._sender = self._legs[0] if self._legs else None
         self._tally.settle(leg)
-        reason = _why(leg)
+        reason = leg.why
         meant = leg.connection.fault in _ON_PURPOSE or bool(self._legs)
         self._journal.lost(leg, reason, meant=meant)
         if not self._legs:
@@ -404,8 +396,3 @@ class RelayLink:
             total = sum(map(len, pieces))
             leg.connection.send(pieces, total)
             waiting.sent(total)
-
-
-def _why(leg: RelayLeg) -> str:
-    fault, complaint = leg.connection.fault, leg.complaint
-    return f"{fault} ({complaint})" if complaint else fault

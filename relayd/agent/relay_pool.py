@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from math import inf
 
 import trio
 
 from relayd import marks
+from relayd.agent.handover import Absence, AgentHandover
 from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_choice import Condition, LinkSeen, PeerRoute, homes, order
 from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import RelayLink
+from relayd.agent.relay_member import Member, run_link
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
+from relayd.manager.manager import Manager
 from relayd.netio.delays import Delays
 from relayd.observe import log
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
@@ -50,20 +52,6 @@ MakeLink = Callable[[JoinString, PrivateKey, PublicKey | None, OnRuns, Callable[
 `home_key` that of the node for whose sake it is; None: our own."""
 
 
-@dataclass(slots=True)
-class _Member:
-    """A relay, and the link to it."""
-
-    relay: JoinString
-    link: RelayLink | None = None
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    runs: bool = False
-    used: bool = False
-    """Whether anything has moved since it was looked at last."""
-    used_at: float = 0.0
-    seen: LinkSeen = field(default_factory=lambda: LinkSeen(Condition.IDLE, 0.0))
-
-
 class RelayPool:
     """The relays that an agent is told of. `send` and the callbacks belong to the poller's thread."""
 
@@ -77,15 +65,18 @@ class RelayPool:
         on_gone: Callable[[PeerGone], None],
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = trio.current_time,
+        handover: AgentHandover | None = None,
     ) -> None:
-        """`relays` differ in their addresses; all agents of a mesh name them alike. There may be none."""
-        self.key, self._make_link = key, make_link
+        """`relays` differ in their addresses; all agents of a mesh name them alike. There may be none.
+        `handover` has what an earlier process left of its connections, and of where peers are."""
+        self.key, self._make_link, self._clock = key, make_link, clock
         """Ours."""
-        self._on_runs, self._on_gone, self._idle_s, self._clock = on_runs, on_gone, idle_s, clock
-        self._members = {relay.address: _Member(relay) for relay in relays or (NO_RELAY,)}
+        self._on_runs, self._on_gone, self._idle_s = on_runs, on_gone, idle_s
+        self._handover = handover if handover is not None else AgentHandover(Manager.none())
+        self._members = {relay.address: Member(relay) for relay in relays or (NO_RELAY,)}
         self._ranked = order(key.public(), tuple(self._members))
         self._home = self._ranked[0]
-        self._lingering: list[_Member] = []
+        self._lingering: list[Member] = []
         """Not among the relays any more, and still heard."""
         self._routes: dict[bytes, PeerRoute] = {}
         self._nursery: trio.Nursery | None = None
@@ -95,6 +86,10 @@ class RelayPool:
         self._only: RelayLink | None = None
         """The one through which all goes, where there is but one."""
         self._settle()
+        for one in self._handover.absent:
+            # Before the first frame: a relay doesn't say again so soon that it can't reach somebody.
+            if one.relay in self._members:
+                self._route(one.key).hold(one.relay, self._now() + one.left_s, one.held_s)
 
     @property
     def home(self) -> RelayLink:
@@ -168,6 +163,7 @@ class RelayPool:
             for member in self._members.values():
                 self._keep(member)
             self._look()
+            self._resume()
             task_status.started()
             while True:
                 self._news = trio.Event()
@@ -194,7 +190,7 @@ class RelayPool:
             self._lingering.remove(member)
             self._members[member.relay.address] = member
         for address, relay in wanted.items():
-            self._members.setdefault(address, _Member(relay))
+            self._members.setdefault(address, Member(relay))
         self._rank()
         self._routes.clear()
         if self._home not in self._members:
@@ -205,7 +201,19 @@ class RelayPool:
     def save(self) -> int:
         """Leave what the next process goes on with: for the end, when nothing runs any more. -> how many
         connections it gets"""
-        return self.home.save()
+        now = self._now()
+        absent = [
+            Absence(key, relay, left_s, held_s)
+            for key, route in self._routes.items()
+            for relay, left_s, held_s in route.held(now)
+        ]
+        return self.home.save(absent)
+
+    def _resume(self) -> None:
+        """Go on with the connections that an earlier process left."""
+        own_key = self.key.public()
+        for address in [one for one in self._members if self._handover.has(one, own_key=own_key)]:
+            self._link(address)
 
     @property
     def has_relay(self) -> bool:
@@ -265,13 +273,13 @@ class RelayPool:
         self._keep(member)
         return member.link
 
-    def _keep(self, member: _Member) -> None:
+    def _keep(self, member: Member) -> None:
         """Have the member's link run, if there is one and it doesn't."""
         if member.relay == NO_RELAY:
             return
         if self._nursery is not None and member.link is not None and not member.runs:
             member.runs = True
-            self._nursery.start_soon(_run_link, member.link, member.scope, name=f"link to {member.relay}")
+            self._nursery.start_soon(run_link, member.link, member.scope, name=f"link to {member.relay}")
 
     def _rank(self) -> None:
         self._ranked = order(self.key.public(), tuple(self._members))
@@ -304,13 +312,13 @@ class RelayPool:
 
     def _see(self, now: float) -> dict[str, LinkSeen]:
         for member in self._members.values():
-            condition = _condition(member)
+            condition = member.condition
             if condition is not member.seen.condition:
                 carries_until = (member.link.leaves_at if member.link is not None else None) or -inf
                 member.seen = LinkSeen(condition, now, carries_until)
         return {address: member.seen for address, member in self._members.items()}
 
-    def _let_go(self, address: str, member: _Member, reason: str) -> None:
+    def _let_go(self, address: str, member: Member, reason: str) -> None:
         if member.link is None:
             return
         self._past_drops.update(member.link.drops())
@@ -319,7 +327,7 @@ class RelayPool:
         if member.relay != NO_RELAY:
             self._log.info("relay.let_go", relay=address, reason=reason)
 
-    def _drop_lingering(self, unwanted: Callable[[_Member], bool]) -> None:
+    def _drop_lingering(self, unwanted: Callable[[Member], bool]) -> None:
         for member in [one for one in self._lingering if unwanted(one)]:
             self._lingering.remove(member)
             self._let_go(member.relay.address, member, "not one of our relays any more")
@@ -365,32 +373,19 @@ class RelayPool:
             link.send((run[begin:],), len(run) - begin)
 
     def _link_for(self, key: bytes, now: float) -> RelayLink:
-        route = self._routes.get(key)
-        if route is None:
-            route = self._routes[key] = PeerRoute(order(PublicKey(key), tuple(self._members)))
-        address = route.choose(self._see(now), now)
+        address = self._route(key).choose(self._see(now), now)
         member = self._members[address]
         member.used = True
         return member.link if member.link is not None else self._start(address, PublicKey(key))
+
+    def _route(self, key: bytes) -> PeerRoute:
+        route = self._routes.get(key)
+        if route is None:
+            route = self._routes[key] = PeerRoute(order(PublicKey(key), tuple(self._members)))
+        return route
 
     def _peer_gone(self, address: str, gone: PeerGone) -> None:
         route = self._routes.get(gone.key.raw)
         if route is not None and gone.reason != Gone.STALLED:
             route.gone(address, self._now())
         self._on_gone(gone)
-
-
-async def _run_link(link: RelayLink, scope: trio.CancelScope) -> None:
-    with scope:
-        await link.run()
-
-
-def _condition(member: _Member) -> Condition:
-    link = member.link
-    if link is None:
-        return Condition.IDLE
-    if link.leaves_at is not None:
-        return Condition.DRAINING
-    if link.connected:
-        return Condition.UP
-    return Condition.DOWN if link.failing else Condition.CONNECTING

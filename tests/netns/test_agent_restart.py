@@ -6,13 +6,17 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from relayd.agent.relay_choice import order
 from relayd.demo.lab import RELAYD, Lab
 from relayd.demo.stage import CONTROL_AGENT, INTERFACE, STATE_DIR
 from relayd.demo.traffic import Answer, parse_ping_line
+from relayd.join import JoinString
+from relayd.keys import PublicKey
 from tests.helpers.fake_manager import FakeManager
 from tests.helpers.netns import Mesh, agent_status, is_connected, wait_until
 
@@ -108,3 +112,36 @@ def test_a_connection_to_another_relay_or_of_another_key_is_closed(mesh: Mesh, a
         agent.argv = argv
     agent.restart(signal.SIGTERM)
     wait_until(lambda: is_connected(mesh.a), "the agent is connected")
+
+
+def test_g11_connections_to_two_relays_go_on(mesh: Mesh, agent: FakeManager) -> None:
+    """The node is at home at one, and reaches its peer, which knows the other alone, by that."""
+    at = agent.argv.index("--relay") + 1
+    first = JoinString.parse(agent.argv[at])
+    own_key = PublicKey.from_base64(agent_status(mesh.a)["public_key"])
+    candidates = (replace(first, port=port) for port in range(3500, 60_000, 2))
+    second = next(one for one in candidates if order(own_key, (first.address, one.address))[0] == one.address)
+    places = ("--listen", f"0.0.0.0:{second.port}", "--control", "/run/second.sock", "--http", "off")
+    # The same key and token as the first one's: what a join string has but for the address.
+    other = mesh.relay_host.relayd("serve", *places, "--state", STATE_DIR, "--stun-port", "off")
+    agent.stop(signal.SIGTERM)
+    agent.argv.insert(at + 1, second.format())
+    agent.start()
+    agent.store.wait(lambda: len(agent.store.kept) == 4, "ledger, socket on lo, two connections", within_s=60)
+    ping = Ping(mesh)
+    for quiet in (False, True):
+        if quiet:  # then nothing is sent that would ask for the second connection
+            lost = ping.stop()
+            assert len(lost) <= 1, (lost, agent.output())
+        resumed, dialled = (agent.output().count(event) for event in ("link.resumed", "link.connected"))
+        assert agent.restart(signal.SIGTERM) == 0
+        wait_until(partial(said, agent, "link.resumed", resumed + 2), "both go on")
+        time.sleep(1.0)
+        assert agent.output().count("link.connected") == dialled
+    other.kill()
+    other.wait()
+    mesh.lab.discard(other)
+
+
+def said(agent: FakeManager, event: str, times: int) -> bool:
+    return agent.output().count(event) == times

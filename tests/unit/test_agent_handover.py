@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from relayd.agent import handover
-from relayd.agent.handover import LOOPBACK, AgentHandover, Facts, facts_of, resumed_of
+from relayd.agent.handover import LOOPBACK, Absence, AgentHandover, Facts, facts_of, resumed_of
 from relayd.keys import PublicKey
 from relayd.manager.manager import Manager
 from relayd.manager.notifier import Notifier
@@ -26,6 +26,7 @@ from tests.helpers.fake_manager import Store
 
 OWN, RELAY, PEER = (PublicKey(bytes([number]) * 32) for number in (1, 2, 3))
 ADDRESS = "relay.example.net:3478"
+ABSENT = Absence(PEER.raw, "other.example.net:3478", 12.5, 60.0)
 WELCOMED = Welcomed(RELAY, Trust.PINNED, Welcome(relay=b"instance", observed="192.0.2.1:40000", stun=(3478,)))
 
 
@@ -55,7 +56,7 @@ class Service:
             reading = reader.submit(
                 self.store.wait, lambda: self.store.heard.count("BARRIER=1") > heard, "a barrier"
             )
-            saved = agent.save(waiting)
+            saved = agent.save(ADDRESS, waiting, [ABSENT])
             reading.result()
         return saved
 
@@ -134,10 +135,30 @@ def test_a_connection_goes_on_with_the_same_relay_for_the_same_key(service: Serv
     assert facts.decoded_welcome() == WELCOMED.welcome
     assert (facts.trust, facts.connected_at) == ("pinned", 5.0)
     after = Outbox()
-    second.take_waiting(after)
+    assert second.absent == [ABSENT]
+    second.take_waiting("other.example.net:3478", after)
+    assert after.queued_frames == 0
+    second.take_waiting(ADDRESS, after)
     assert after.queued_frames == 1
     theirs.send(b" a frame")
     assert one.sock.recv(99) == b" a frame"
+
+
+def test_connections_to_several_relays_are_found_by_their_addresses(service: Service) -> None:
+    first = service.agent()
+    other = "other.example.net:3478"
+    for address in (ADDRESS, other):
+        ours, _ = service.pair()
+        first.admit(ours, facts_of(address, OWN, None, connected_at=0.0), bytes_out=0)
+        ours.close()
+    second = service.agent()
+    assert second.has(ADDRESS, own_key=OWN)
+    assert second.has(other, own_key=OWN)
+    assert not second.has("third.example.net:3478", own_key=OWN)
+    assert not second.has(other, own_key=PEER)
+    assert len(second.take(other, OWN)) == 1
+    assert not second.has(other, own_key=OWN)
+    assert second.has(ADDRESS, own_key=OWN)
 
 
 @pytest.mark.parametrize(("address", "key"), [("other.example.net:3478", OWN), (ADDRESS, PEER)])

@@ -122,3 +122,19 @@ def test_there_is_always_a_choice(absences: list[tuple[str, float]], now: float)
     for relay, at in sorted(absences, key=lambda one: one[1]):
         route.gone(relay, at)
     assert route.choose(links(a=Condition.UP, b=Condition.DOWN, c=Condition.IDLE), now) in "ac"
+
+
+def test_what_is_held_against_a_relay_goes_on_in_the_next_process() -> None:
+    route = PeerRoute(RELAYS)
+    route.gone(RELAYS[0], 100.0)
+    links = {relay: LinkSeen(Condition.UP, 0.0) for relay in RELAYS}
+    assert route.choose(links, 110.0) == RELAYS[1]
+    ((relay, left_s, held_s),) = route.held(110.0)
+    assert (relay, left_s, held_s) == (RELAYS[0], GONE_S - 10.0, GONE_S)
+    after = PeerRoute(RELAYS)
+    after.hold(relay, 500.0 + left_s, held_s)
+    assert after.choose(links, 500.0) == RELAYS[1]
+    assert after.choose(links, 500.0 + left_s) == RELAYS[0]
+    after.gone(RELAYS[0], 500.0 + left_s)
+    assert after.held(500.0 + left_s) == [(RELAYS[0], 2 * GONE_S, 2 * GONE_S)]
+    assert route.held(1000.0) == []
