@@ -22,11 +22,13 @@ STATE = Path("/var/lib/relayd")
 START_S = 90.0
 """For a start under emulation, on a machine that has other things to do."""
 
-HERE = """\
+HERE = f"""\
 [Service]
-# The interpreter and relayd may be in a home or below /tmp, and nothing may be written there.
+# The interpreter and relayd may be in a home or below /tmp (which a dynamic user has for itself in any case),
+# and nothing may be written there.
 ProtectHome=no
 PrivateTmp=no
+BindReadOnlyPaths={sys.prefix} {Path(relayd.__file__).resolve().parents[1]}
 Environment=PYTHONDONTWRITEBYTECODE=1
 TimeoutStartSec=90
 TimeoutStopSec=60
