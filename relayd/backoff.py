@@ -26,18 +26,23 @@ class Backoff:
         first_s: float = FIRST_S,
         cap_s: float = CAP_S,
         useful_s: float = USEFUL_S,
+        early_tries: int = 1,
     ) -> None:
+        """The first `early_tries` waits are drawn from the first interval: what is mostly back at once, as
+        something that is restarted, needn't be waited for twice as long each time."""
         self._uniform = uniform
         self.first_s = first_s
         """The longest that the first wait can be, in seconds."""
         self.least_s = 0.0
         """The shortest that any wait but the first can be, in seconds; at most half the longest."""
         self._cap_s, self._useful_s = cap_s, useful_s
+        self._early_tries = early_tries
         self.failures = 0
 
     def ceiling_s(self) -> float:
         """The longest that the next wait can be, in seconds."""
-        return float(min(self._cap_s, self.first_s * 2.0 ** min(self.failures, 32)))
+        doubled = min(max(0, self.failures - self._early_tries + 1), 32)
+        return float(min(self._cap_s, self.first_s * 2.0**doubled))
 
     def failed(self, useful_for_s: float) -> float:
         """A try ended after `useful_for_s` seconds of useful life (0: none). Returns the wait in seconds."""

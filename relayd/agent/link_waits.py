@@ -8,6 +8,9 @@ DISPLACED_S = 30.0
 """How long an agent stays away whose key another connection has taken over: the two would chase each other
 out of the relay otherwise (PROTOCOL.md, part 2)."""
 
+EARLY_TRIES = 3
+"""Before waits grow: a relay that is restarted is back within some seconds, and two agents are to be, too."""
+
 DIALS_PER_S = 33.0
 """How many agents at a time come back to a relay that died. An agent knows only how many peers it has, and
 takes it that there are as many agents: of a thousand, each waits up to 30 s before it dials."""

@@ -28,7 +28,7 @@ from relayd.agent.link_journal import LinkJournal
 from relayd.agent.link_settings import LinkSettings
 from relayd.agent.link_status import Phase, status_of
 from relayd.agent.link_tally import LinkTally
-from relayd.agent.link_waits import DISPLACED_S, first_wait_s, least_wait_s
+from relayd.agent.link_waits import DISPLACED_S, EARLY_TRIES, first_wait_s, least_wait_s
 from relayd.agent.relay_connection import HANDED_OVER, OnMessage, OnRuns
 from relayd.agent.relay_dial import dial
 from relayd.agent.relay_leg import RelayLeg
@@ -81,7 +81,7 @@ class RelayLink:
         self._settings, self._agents, self._uniform = settings, agents, uniform
         self._known = known if known is not None else KnownRelays(None)
         self._handover = handover if handover is not None else AgentHandover(Manager.none())
-        self._backoff = Backoff(uniform)
+        self._backoff = Backoff(uniform, early_tries=EARLY_TRIES)
         self._maker = LegMaker(
             poller,
             relay,

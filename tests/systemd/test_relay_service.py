@@ -117,6 +117,23 @@ def test_g10_a_kill_under_traffic_loses_only_connections_in_mid_frame(running: H
     assert set(status["not_resumed"]) <= {"mid_frame"}
 
 
+def test_a_reload_is_applied_and_what_takes_a_restart_is_named(running: Host) -> None:
+    config = Path("/etc/relayd/relay.toml")
+    before, pid = config.read_text(), main_pid(running)
+    config.write_text(before + "max_connections = 5000\nstun_port = 3490\n")
+    try:
+        running.systemctl("reload", "relayd.service")
+        soon(lambda: running.events("RELAYD_EVENT=relay.restart_needed") != [], "it says what it can't do")
+        reloaded = running.events("RELAYD_EVENT=relay.reloaded")[-1]
+        needed = running.events("RELAYD_EVENT=relay.restart_needed")[-1]
+        assert "max_connections" in reloaded["RELAYD_CHANGED"]
+        assert "stun_port" in needed["RELAYD_SETTINGS"]
+        assert (main_pid(running), running.show("relayd.service", "ActiveState")) == (pid, "active")
+    finally:
+        config.write_text(before)
+        running.systemctl("reload", "relayd.service")
+
+
 def test_a_relay_that_hangs_is_killed_and_started_anew_and_its_connections_live_on(running: Host) -> None:
     with traffic() as flow:
         wait_kept(running)

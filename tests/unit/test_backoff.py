@@ -21,6 +21,12 @@ def test_waits_double_up_to_the_cap_and_never_end() -> None:
     assert set(waits[5:]) == {CAP_S}
 
 
+def test_early_tries_are_all_drawn_from_the_first_interval() -> None:
+    backoff = Backoff(longest, early_tries=3)
+    assert [backoff.failed(0.0) for _ in range(9)] == [1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert [backoff.failed(seconds) for seconds in (USEFUL_S, 0.0, 0.0, 0.0)] == [1.0, 1.0, 1.0, 2.0]
+
+
 def test_short_life_does_not_reset() -> None:
     backoff = Backoff(longest)
     assert [backoff.failed(USEFUL_S - 0.001) for _ in range(3)] == [1.0, 2.0, 4.0]

@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 
-from relayd.agent.link_waits import first_wait_s, least_wait_s
+from relayd.agent.link_waits import EARLY_TRIES, first_wait_s, least_wait_s
 from relayd.backoff import USEFUL_S, Backoff
 
 AGENTS = 1000
@@ -19,7 +19,7 @@ BACK_WITHIN_S = 60.0
 def come_back(agents: int, *, away_s: float, seed: int) -> tuple[int, float]:
     """-> the most dials within any second, and how long after the relay's return the last agent dials"""
     draw = random.Random(seed)
-    backoffs = [Backoff(draw.uniform) for _ in range(agents)]
+    backoffs = [Backoff(draw.uniform, early_tries=EARLY_TRIES) for _ in range(agents)]
     waiting: list[tuple[float, int]] = []
     for number, backoff in enumerate(backoffs):
         backoff.first_s, backoff.least_s = first_wait_s(agents), least_wait_s(agents)
@@ -59,6 +59,13 @@ def test_without_the_least_wait_a_thousand_would_be_more_than_a_hundred(
 ) -> None:
     monkeypatch.setitem(globals(), "least_wait_s", lambda _agents: 0.0)
     assert max(come_back(AGENTS, away_s=40, seed=seed)[0] for seed in range(5)) > DIALS_A_SECOND
+
+
+def test_two_agents_are_back_soon_after_a_relay_that_was_restarted() -> None:
+    """Away for 1.3 s, as in the demonstration: half of the time it takes both less than 0.7 s."""
+    took = sorted(come_back(2, away_s=1.3, seed=seed)[1] for seed in range(501))
+    assert took[250] < 0.7
+    assert took[450] < 2.0
 
 
 def test_two_agents_dial_within_a_second_and_wait_for_nothing_before_they_try_again() -> None:

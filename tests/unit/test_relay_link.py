@@ -105,7 +105,7 @@ async def test_g13_three_faults_at_once_are_one_dial(mock_clock: MockClock) -> N
 async def test_link_never_gives_up_and_its_waits_grow_to_30_seconds(mock_clock: MockClock) -> None:
     with TinyRelay() as relay, capture_logs() as lines:
         async with running(relay, refuse=50) as rig:
-            for dials, wait_s in enumerate([1.0, 2.0, 4.0, 8.0, 16.0] + [30.0] * 45, start=1):
+            for dials, wait_s in enumerate([1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 16.0] + [30.0] * 43, start=1):
                 await wait_all_tasks_blocked()
                 mock_clock.jump(wait_s - 0.5)
                 await wait_all_tasks_blocked()
@@ -119,7 +119,7 @@ async def test_link_never_gives_up_and_its_waits_grow_to_30_seconds(mock_clock: 
 async def test_connection_that_dies_young_does_not_reset_the_backoff(mock_clock: MockClock) -> None:
     with TinyRelay() as relay:
         async with running(relay) as rig:
-            for wait_s in (1.0, 2.0, 4.0):
+            for wait_s in (1.0, 1.0, 1.0, 2.0, 4.0):
                 session = await connected(relay, rig)
                 session.reset()
                 await until(lambda: not rig.link.connected)
@@ -133,7 +133,7 @@ async def test_connection_that_dies_young_does_not_reset_the_backoff(mock_clock:
 async def test_thirty_useful_seconds_reset_the_backoff(mock_clock: MockClock) -> None:
     with TinyRelay() as relay:
         async with running(relay, refuse=3) as rig:
-            for wait_s in (1.0, 2.0, 4.0):
+            for wait_s in (1.0, 1.0, 1.0):
                 await settle()
                 mock_clock.jump(wait_s)
             session = await connected(relay, rig)
