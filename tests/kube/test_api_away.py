@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -120,6 +121,8 @@ def test_the_api_server_that_the_mesh_names_is_turned_to_and_left_when_it_does_n
     def server(name: str) -> str:
         return str(nodes.status(name)["cluster"]["api_server"])
 
+    for name in nodes.named:
+        wait_until(lambda name=name: nodes.status(name)["cluster"]["current"], f"{name} follows", BACK_S)  # type: ignore[misc]
     assert server("b") == URL
     named = f"https://{ADDRESS}:{PORT}/"  # the same, so that it answers: told apart by how it is written
     nobody = f"https://{ADDRESS}:1"
@@ -131,8 +134,12 @@ def test_the_api_server_that_the_mesh_names_is_turned_to_and_left_when_it_does_n
     assert server("b") == URL
     # It is remembered: a start where the pod's own environment leads nowhere goes there.
     nodes.patch("wkmesh", "default", {"spec": {"apiServerURL": named}})
-    wait_until(lambda: len(nodes.events("c", "kubernetes.server")) >= 2, "c turns to it", 5)
-    time.sleep(11)  # what is remembered is written down at most every ten seconds
+    file = nodes.named["c"].path(f"{STATE}/cluster.json")
+
+    def remembered() -> str:
+        return str(json.loads(file.read_text())["mesh"]["spec"].get("apiServerURL", ""))
+
+    wait_until(lambda: remembered() == named, "c remembers it", REACTS_S)
     nodes.stop("c")
     nodes.start("c", server=nobody).wait_for_output('"agent.started"', 60)
     wait_until(lambda: nodes.status("c")["cluster"]["current"], "c follows", REACTS_S)
