@@ -26,7 +26,8 @@ from relayd.wire.sealed_messages import MAX_CANDIDATES, TXID_BYTES, CandidateTyp
 PACE_S = 0.05
 """Between two Pings to one peer: RFC 8445's Ta (section 14.2)."""
 
-RETRIES_S = (0.1, 0.3, 1.0, 3.0)
+EARLY_S = (0.1, 0.3, 1.0)
+RETRIES_S = (*EARLY_S, 3.0)
 """After the first Ping of a round, each counted from the one before. Early ones for NATs that open when
 both ends have sent, the later for losses and long ways."""
 
@@ -112,6 +113,11 @@ class Pair:
     def has_failed(self) -> bool:
         """Whether a whole round came to nothing, and no answer since."""
         return self.failed_at > self.answered_at
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether this round's first three Pings, the youngest of them a second old, weren't answered."""
+        return self.state is PairState.CHECKING and self.sent > len(EARLY_S)
 
 
 class Checklist:

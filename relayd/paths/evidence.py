@@ -53,7 +53,9 @@ class Evidence:
     kernel_answered: bool = False
     """A Ping to it was answered just now."""
     kernel_failed: bool = False
-    """Pings to it weren't."""
+    """Pings to it weren't, in a whole round."""
+    kernel_unanswered: bool = False
+    """The first Pings to it weren't; a late answer may come yet."""
     session: bool = False
     """WireGuard has a session with the peer that is less than three minutes old."""
     answered_at: float = -inf

@@ -45,6 +45,7 @@ def gather(
         kernel=kernel,
         kernel_answered=pair is not None and now - pair.answered_at <= ANSWER_S,
         kernel_failed=pair is not None and pair.has_failed,
+        kernel_unanswered=pair is not None and pair.is_unanswered,
         session=session,
         answered_at=beat.answered_at,
         unanswered=beat.unanswered,

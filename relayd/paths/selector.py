@@ -205,13 +205,12 @@ def _begins_direct(s: Selector, e: Evidence) -> Outcome | None:
 
 
 def _begins_dead(s: Selector, e: Evidence) -> Outcome | None:
-    if not (e.able and e.talks and e.kernel is not None and e.kernel_failed):
+    if not (e.able and e.talks and e.kernel is not None) or e.now - e.relay_answered_at > SILENT_S:
         return None
-    if e.now - e.relay_answered_at > SILENT_S:
-        return None
-    if not e.session:
+    # Where there is no session nothing can be lost, and WireGuard tries every 5 s only.
+    if not e.session and (e.kernel_failed or e.kernel_unanswered):
         return Outcome(f"{e.kernel} has no session and answers no Ping; the relay does")
-    if e.sent_at > e.heard_at and e.now - e.heard_at > SILENT_S:
+    if e.kernel_failed and e.sent_at > e.heard_at and e.now - e.heard_at > SILENT_S:
         return Outcome(f"nothing received from {e.kernel}, and it answers no Ping; the relay does")
     return None
 

@@ -60,6 +60,19 @@ def test_a_pair_is_pinged_at_once_and_after_each_retry_then_fails() -> None:
     assert not made.checking
 
 
+def test_a_pair_is_unanswered_when_its_early_pings_are() -> None:
+    made = checklist(PUBLIC)
+    made.start_round(0.0)
+    now, seen = 0.0, []
+    for wait in (*RETRIES_S, 0.0):
+        made.due(now)
+        seen.append(made.pairs[PUBLIC].is_unanswered)
+        now += wait
+    assert seen == [False, False, False, True, True]
+    made.start_round(now)
+    assert not made.pairs[PUBLIC].is_unanswered
+
+
 def test_pings_are_paced_and_the_better_pair_goes_first() -> None:
     made = checklist(PUBLIC, LAN, THIRD)
     made.start_round(0.0)

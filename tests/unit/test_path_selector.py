@@ -97,6 +97,15 @@ def test_an_endpoint_that_answers_nothing_is_left_only_without_a_session_or_anyt
         assert Selector(T).step(replace(e, relay_answered_at=T - 60)) is None  # the relay is no better
 
 
+def test_without_a_session_the_first_pings_are_enough_to_leave_an_endpoint() -> None:
+    slow = evidence(kernel=HERE, kernel_unanswered=True, relay_answered_at=T - 1)
+    assert Selector(T).step(slow) is None
+    assert Selector(T).step(replace(slow, sent_at=T - 1, heard_at=T - 5)) is None
+    selector = Selector(T)
+    selector.step(replace(slow, session=False))
+    assert (selector.ours, selector.state) == (True, State.RELAY)
+
+
 def test_a_full_size_answer_promotes() -> None:
     selector = on_relay()
     change = selector.step(evidence(valid=valid()))
