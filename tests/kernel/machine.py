@@ -30,13 +30,13 @@ SHARE_START_S = 10.0
 MODULES = ("wireguard", "veth", "tun")
 """Loaded before the command; others load on demand. /dev/net/tun is there only because tun is loaded."""
 
-# Speed under emulation: mitigations, norandmaps, cryptomgr.notests, rcu_expedited, tsc. The end of the
-# machine on any fault: panic, oops (with -no-reboot). QEMU before 8.0 finds translated code by its virtual
-# address too: with random ones, each program that starts has libc translated anew (`true`: 115 ms, not 25).
+# Speed under emulation: mitigations, init_on_alloc, norandmaps, psi, cryptomgr.notests, rcu_expedited, tsc.
+# The end of the machine on any fault: panic, oops (with -no-reboot). QEMU before 8.0 finds translated code by
+# its virtual address too: with random ones, each program has libc translated anew (`true`: 115 ms, not 25).
 KERNEL_OPTIONS = (
-    "console=ttyS0 panic=-1 oops=panic quiet loglevel=4 mitigations=off nokaslr norandmaps audit=0 "
-    "apparmor=0 selinux=0 cryptomgr.notests rcupdate.rcu_expedited=1 nowatchdog no_timer_check tsc=reliable "
-    "random.trust_cpu=1 8250.nr_uarts=1 i8042.noaux i8042.nokbd"
+    "console=ttyS0 panic=-1 oops=panic quiet loglevel=4 mitigations=off init_on_alloc=0 nokaslr norandmaps "
+    "audit=0 psi=0 apparmor=0 selinux=0 cryptomgr.notests rcupdate.rcu_expedited=1 nowatchdog "
+    "no_timer_check tsc=reliable random.trust_cpu=1 8250.nr_uarts=1 i8042.noaux i8042.nokbd"
 )
 
 CPU = {"tcg": "Nehalem,+rdrand", "kvm": "host"}
