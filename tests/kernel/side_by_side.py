@@ -79,19 +79,23 @@ def _is_alone(item: pytest.Item) -> bool:
     return item.get_closest_marker(ALONE) is not None
 
 
-def _work(session: pytest.Session, queue: _Queue, done: Callable[[], None]) -> None:
-    """Run tests until there are no more. The next one is known before one ends: by that pytest decides which
-    fixtures go."""
-    coming = queue.take()
+def _work(session: pytest.Session, queue: _Queue, done: Callable[[], None]) -> int:
+    """Run tests until there are no more. -> how many
+
+    The next one is known before one ends: by that pytest decides which fixtures go.
+    """
+    coming, count = queue.take(), 0
     while coming is not None:
         item, coming = coming, queue.take()
         with queue.turn(item):
             session.config.hook.pytest_runtest_protocol(item=item, nextitem=coming)
+        count += 1
         done()
         if session.shouldfail:
             raise session.Failed(session.shouldfail)
         if session.shouldstop:
             raise session.Interrupted(session.shouldstop)
+    return count
 
 
 class _Teller:
@@ -113,6 +117,8 @@ class _Teller:
 class _Child:
     pid: int
     told: IO[bytes]
+    ended: int = 0
+    """Tests that it has run to their end."""
 
     def _next(self) -> bytes | None:
         """None: not yet, or not yet all of it."""
@@ -133,6 +139,7 @@ class _Child:
                 config.hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
             config.hook.pytest_runtest_logreport(report=report)
             if report.when == "teardown":
+                self.ended += 1
                 config.hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
 
@@ -149,8 +156,8 @@ def run(session: pytest.Session, processes: int) -> bool:
 
         try:
             _apart()
-            _work(session, queue, pass_on)
-            ended = [os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) for child in children]
+            own = _work(session, queue, pass_on)
+            statuses = [os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) for child in children]
         except BaseException:
             for child in children:
                 with suppress(ProcessLookupError):
@@ -160,8 +167,11 @@ def run(session: pytest.Session, processes: int) -> bool:
             pass_on()
             for child in children:
                 child.told.close()
-    if any(ended):
-        raise session.Failed(f"a process that ran tests ended with {ended}")
+    ended = own + sum(child.ended for child in children)
+    if any(statuses) or ended != len(session.items):
+        raise session.Failed(
+            f"{ended} of {len(session.items)} tests were run; processes ended with {statuses}"
+        )
     return True
 
 
