@@ -319,7 +319,7 @@ class Pathfinder:
                     self._words.went_to_relay(now)
                     self._rounds.wanted = True
             elif self.selector.ours and self.selector.state is State.RELAY:
-                self._words.stays_on_relay(self._met_at, now)
+                self._words.stays_on_relay(self._met_at, self.counters.heard_at, now)
 
     def _evidence(self, now: float) -> Evidence:
         view = self._view

@@ -14,6 +14,10 @@ MISLED_S = 10.0
 """A peer that said so long ago that it is direct, and of which nothing has come directly for so long, doesn't
 know: two rounds of checks, so that losses alone don't make it so."""
 
+MISLED_UNHEARD_S = 30.0
+"""Likewise of one whose Pings come directly, which go everywhere, but nothing of WireGuard's: it may send it
+elsewhere. Some rounds more, since such a peer mostly finds the way in the next one."""
+
 
 class Words:
     """One peer's and ours. Times are monotonic seconds."""
@@ -42,12 +46,14 @@ class Words:
         """The path isn't ours to say anything of."""
         self._ours = None
 
-    def stays_on_relay(self, met_at: float, now: float) -> None:
+    def stays_on_relay(self, met_at: float, heard_at: float, now: float) -> None:
         """Checks have come to their end, and we stay there: a peer that takes us for direct is told, as it
-        may be idle, and find out nothing. `met_at`: when anything last came from it directly."""
+        may be idle, and find out nothing. `met_at`: when anything last came from it directly; `heard_at`:
+        when WireGuard last heard it so."""
         if self.peers is None or not self.peers.direct:
             return
-        if now - max(self.peers.at, met_at) > MISLED_S:
+        said_at = self.peers.at
+        if now - max(said_at, met_at) > MISLED_S or now - max(said_at, heard_at) > MISLED_UNHEARD_S:
             self._ours = Announcement(direct=False, next_at=now, sent=REPEATS)
 
     @property
