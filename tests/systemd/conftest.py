@@ -1,9 +1,10 @@
 """The systemd tier: where systemd is process 1.
 
     sh tests/systemd/boot.sh 400 python -m pytest tests/systemd                  in namespaces, at full speed
-    python -m tests.kernel.vm --systemd -- python -m pytest tests/systemd        in the kernel tier's machine
+    python -m tests.kernel.vm --systemd --env RELAYD_AGENTS=6 -- python -m pytest -m machine tests/systemd
 
-`make test` does the first. Under emulation 200 agents take minutes to prove their keys alone.
+`make test` does the first. The second is the kernel tier's machine, where WireGuard is the kernel's: there an
+interpreter takes seconds to start, and 200 agents minutes to prove their keys.
 Elsewhere its tests are not collected: they install units by their real names.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,23 @@ from tests.systemd.host import Host
 inside = os.environ.get(INSIDE) == SYSTEMD
 
 collect_ignore_glob = [] if inside else ["test_*.py"]
+
+
+TEST_S = 400
+"""The longest that one test may take, its set-up included: under emulation a service takes long to start."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A plugin's hook."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.timeout(TEST_S))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "machine: is run in the kernel tier's machine too")
 
 
 def pytest_report_header() -> str:

@@ -114,6 +114,7 @@ def test_it_has_two_rights_and_no_others(running: Host) -> None:
     assert int(effective[1], 16) == 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW: linux/capability.h
 
 
+@pytest.mark.machine
 def test_g11_restarts_lose_at_most_one_packet_of_a_relayed_ping(running: Host, tmp_path: Path) -> None:
     before = sh("sh", "-c", SHOWN)
     ping = Ping(tmp_path / "ping")
