@@ -158,8 +158,7 @@ class Pathfinder:
     def heard(self, message: Message, source: Endpoint | None, now: float) -> list[Send]:
         """The peer says `message`, from `source` or (None) through the relay. What is answered at once."""
         self.agent.heard_at = now
-        word = self._words.peers
-        if source is not None and word is not None and source == word.remote:
+        if source is not None and self._words.peers is not None and source == self._words.peers.remote:
             self._met_at = now
         if isinstance(message, Ping):
             return self._heard_ping(message, source, now)

@@ -246,6 +246,7 @@ def test_a_peers_agent_that_is_gone_for_good_is_asked_less_and_less() -> None:
         51573,
         105708,
         300194,  # one end pinged from a path that the other one had left, and was taken for there
+        301454,
         203687,  # one end, which lost two rounds of Pings by chance, told the other one to leave
         52682,  # WireGuard kept an endpoint that nobody told of any more, so nobody checked it
     ],
