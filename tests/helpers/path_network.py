@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, ip_address
 from itertools import count
@@ -28,6 +27,7 @@ from relayd.paths.selector import State
 from relayd.wire.sealed_messages import Message, Ping, Pong
 from tests.helpers.identities import drawn
 from tests.helpers.path_nats import SEQUENTIAL, Nat
+from tests.helpers.path_ways import Packet, Traffic, Way
 
 WIREGUARD_PORT = 51820
 CARRIERS = 60000
@@ -38,35 +38,6 @@ READ_EVERY_S = 1.0
 SESSION_S = 180.0
 HEADER_BYTES = 81
 """What a sealed message has besides its body."""
-
-
-@dataclass(slots=True)
-class Way:
-    """One direction of the direct path, and what it does to packets."""
-
-    loss: float = 0.0
-    delay_s: float = 0.02
-    jitter_s: float = 0.0
-    duplicate: float = 0.0
-    cut: bool = False
-    max_bytes: int = 1500
-    """Longer datagrams vanish."""
-
-
-@dataclass(slots=True)
-class Packet:
-    """WireGuard's own datagram."""
-
-    number: int
-    size: int = 148
-
-
-@dataclass
-class Traffic:
-    """What the tunnel carried in one direction."""
-
-    sent: dict[int, float] = field(default_factory=dict)
-    received: dict[int, int] = field(default_factory=dict)
 
 
 class Node:

@@ -33,6 +33,14 @@ def directory(tmp_path: Path) -> Path:
 # Files
 
 
+def test_the_error_reads_as_one_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    write(directory, AGENT.replace('allowed_ips = "', 'allowed_ip = "'))
+    with pytest.raises(ConfigError) as caught:
+        load_agent("relayd.toml", {}, environ={})
+    assert str(caught.value) == "relayd.toml:19: peer[2].allowed_ip: unknown key (did you mean allowed_ips?)"
+
+
 def test_a_file_that_is_missing_is_named() -> None:
     with pytest.raises(ConfigError, match=r"/nonexistent/relayd\.toml: cannot read it: No such file"):
         load_relay("/nonexistent/relayd.toml", {}, environ={})

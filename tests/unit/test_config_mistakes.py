@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from relayd.config import load_agent
-from relayd.errors import ConfigError
 from relayd.keys import PublicKey
 from tests.helpers.config_files import (
-    AGENT,
     KEY_A,
     KEY_B,
     OWN,
@@ -18,7 +15,6 @@ from tests.helpers.config_files import (
     change,
     relay_error,
     with_private_key,
-    write,
 )
 
 OTHER = PublicKey(b"\xcc" * 32)
@@ -394,11 +390,3 @@ def test_a_relays_mistake_has_line_key_problem_and_hint(
     assert (error.line, error.key) == (line, key)
     assert problem in error.problem
     assert hint in error.hint
-
-
-def test_the_error_reads_as_one_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(directory)
-    write(directory, AGENT.replace('allowed_ips = "', 'allowed_ip = "'))
-    with pytest.raises(ConfigError) as caught:
-        load_agent("relayd.toml", {}, environ={})
-    assert str(caught.value) == "relayd.toml:19: peer[2].allowed_ip: unknown key (did you mean allowed_ips?)"
