@@ -107,14 +107,15 @@ def test_a_killed_owner_takes_its_laboratory_along_and_the_rest_is_swept() -> No
     try:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "ready\n"
-        before = marked(owner.pid)
-        assert len(before) == 3
+        # A process that was just forked has its parent's environment yet, without the mark.
+        wait_until(lambda: len(marked(owner.pid)) == 3, "all are there")
         time.sleep(0.2)  # for the last of them to become `sleep`
     finally:
         owner.send_signal(signal.SIGKILL)
         owner.communicate(timeout=10)
-    wait_until(lambda: len(marked(owner.pid)) == 1, "the kernel has killed those that heed it")
-    assert sweep() >= 1
+    # At most: another laboratory that begins just now, of a test beside this one, sweeps too.
+    wait_until(lambda: len(marked(owner.pid)) <= 1, "the kernel has killed those that heed it")
+    sweep()
     assert marked(owner.pid) == []
 
 
