@@ -7,12 +7,17 @@ API; of the rest (images, cgroups, seccomp) there is nothing here. A pod has the
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import relayd
 from relayd.demo.lab import RELAYD, Node
 from relayd.demo.process import Process
 from tests.helpers.netns import write
 from tests.kube.control_plane import ADDRESS, NAMESPACE, PORT, ControlPlane
+
+TREE = str(Path(relayd.__file__).resolve().parents[1])
+"""Where relayd is imported from."""
 
 ACCOUNT = "/run/secrets/kubernetes.io/serviceaccount"
 """/var/run is /run in a node."""
@@ -84,7 +89,15 @@ class Pod:
             if "emptyDir" in volume or path in ("/var/lib/wirekube", "/run/relayd"):
                 self.node.run("mkdir", "-p", path)
                 options = f"mode=2770,gid={group}" if "emptyDir" in volume else "mode=0755"
+                # What runs may be below it: a checkout in /tmp.
+                hidden = [place for place in (TREE, sys.prefix) if Path(place).is_relative_to(path)]
+                for number, place in enumerate(hidden):
+                    self.node.run("mkdir", "-p", f"/run/seen{number}")
+                    self.node.run("mount", "--bind", place, f"/run/seen{number}")
                 self.node.run("mount", "-t", "tmpfs", "-o", options, "relayd-lab", path)
+                for number, place in enumerate(hidden):
+                    self.node.run("mkdir", "-p", place)
+                    self.node.run("mount", "--bind", f"/run/seen{number}", place)
 
     def start(self) -> Process:
         """Run the container's command."""
