@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 import trio
 
 from relayd.kernel import nlmsg
-from relayd.kernel.nlmsg import InterruptedDumpError, KernelError, attribute, attributes_of
+from relayd.kernel.nlmsg import KernelError, attribute, attributes_of
 
 GENL_HEADER = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _FAMILY_ID = struct.Struct("=H")
@@ -41,16 +41,11 @@ async def dump(family: str, command: int, version: int, attributes: bytes) -> As
         if not number:
             raise KernelError(errno.ENOENT)
         await sock.send(_request(number, nlmsg.REQUEST | nlmsg.DUMP, 2, command, version, attributes))
-        interrupted = done = False
-        while not done:
-            for kind, flags, body in nlmsg.messages(await sock.recv(nlmsg.BUFFER_BYTES), 2):
-                interrupted = interrupted or bool(flags & nlmsg.DUMP_INTERRUPTED)
-                if kind == nlmsg.DONE:
-                    done = True
-                else:
-                    yield body
-    if interrupted:
-        raise InterruptedDumpError
+        answer = nlmsg.Dump(2)
+        while not answer.done:
+            for _, body in answer.take(await sock.recv(nlmsg.BUFFER_BYTES)):
+                yield body
+    answer.check()
 
 
 def _request(kind: int, flags: int, sequence: int, command: int, version: int, attributes: bytes) -> bytes:

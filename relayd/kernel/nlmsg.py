@@ -52,6 +52,30 @@ def messages(data: bytes, sequence: int) -> Iterator[tuple[int, int, bytes]]:
             yield kind, flags, body
 
 
+class Dump:
+    """The answer to one dump request, which comes in several reads."""
+
+    def __init__(self, sequence: int) -> None:
+        self._sequence = sequence
+        self._interrupted = False
+        self.done = False
+        """Whether all of it has been taken."""
+
+    def take(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """(type, body) of each message of the dump in one read. Raises KernelError for an error."""
+        for kind, flags, body in messages(data, self._sequence):
+            self._interrupted = self._interrupted or bool(flags & DUMP_INTERRUPTED)
+            if kind == DONE:
+                self.done = True
+            else:
+                yield kind, body
+
+    def check(self) -> None:
+        """At the end. Raises InterruptedDumpError."""
+        if self._interrupted:
+            raise InterruptedDumpError
+
+
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(sequence, type, flags, body) of each message. Raises KernelError for what can't be one."""
     offset = 0

@@ -134,16 +134,12 @@ async def read_table(version: int, table: int) -> list[KernelRoute]:
 
 
 async def _take_dump(sock: trio.socket.SocketType, found: list[KernelRoute]) -> None:
-    interrupted = done = False
-    while not done:
-        for kind, flags, body in nlmsg.messages(await sock.recv(nlmsg.BUFFER_BYTES), 1):
-            interrupted = interrupted or bool(flags & nlmsg.DUMP_INTERRUPTED)
-            if kind == nlmsg.DONE:
-                done = True
-            elif kind == _NEW and (route := route_of(body)) is not None:
+    answer = nlmsg.Dump(1)
+    while not answer.done:
+        for kind, body in answer.take(await sock.recv(nlmsg.BUFFER_BYTES)):
+            if kind == _NEW and (route := route_of(body)) is not None:
                 found.append(route)
-    if interrupted:
-        raise InterruptedDumpError
+    answer.check()
 
 
 async def carry_out(requests: Sequence[bytes]) -> list[int]:
