@@ -48,8 +48,8 @@ class Words:
 
     def stays_on_relay(self, met_at: float, heard_at: float, now: float) -> None:
         """Checks have come to their end, and we stay there: a peer that takes us for direct is told, as it
-        may be idle, and find out nothing. `met_at`: when anything last came from it directly; `heard_at`:
-        when WireGuard last heard it so."""
+        may be idle, and find out nothing. `met_at`: when anything last came from where it said that
+        it is; `heard_at`: when WireGuard last heard it directly."""
         if self.peers is None or not self.peers.direct:
             return
         said_at = self.peers.at
