@@ -21,7 +21,7 @@ from relayd.wire.frames import (
 )
 from tests.helpers.identities import private
 from tests.helpers.link_rig import OWN, OWN_PRIVATE, PEER, connected, running
-from tests.helpers.tiny_relay import TinyRelay, settle, until
+from tests.helpers.tiny_relay import Session, TinyRelay, settle, until
 
 
 async def test_register_is_first_and_connected_means_that_an_echo_came_back(mock_clock: MockClock) -> None:
@@ -40,19 +40,25 @@ async def test_register_is_first_and_connected_means_that_an_echo_came_back(mock
             assert status["endpoint"] == str(relay.address)
 
 
+async def echoed_until(end: float, session: Session, clock: MockClock) -> list[tuple[float, int]]:
+    """Send all that comes back until the clock says `end`. -> (when, type) of each frame"""
+    seen = []
+    while clock.current_time() < end:
+        await settle()
+        clock.jump(0.5)
+        await settle()
+        for kind, body in await session.frames_so_far():
+            seen.append((clock.current_time(), kind))
+            await session.send(encode(kind, body))
+    return seen
+
+
 async def test_keepalive_every_25_seconds_and_echo_every_8(mock_clock: MockClock) -> None:
     with TinyRelay() as relay:
         async with running(relay):
             session = await relay.accept()
             await session.register(OWN)
-            seen = []
-            while mock_clock.current_time() < 27.0:
-                await settle()
-                mock_clock.jump(0.5)
-                await settle()
-                for kind, body in await session.frames_so_far():
-                    seen.append((mock_clock.current_time(), kind))
-                    await session.send(encode(kind, body))
+            seen = await echoed_until(27.0, session, mock_clock)
             assert seen == [(8.0, DATA), (16.0, DATA), (24.0, DATA), (25.0, KEEPALIVE)]
 
 
@@ -342,12 +348,5 @@ async def test_other_times_hold_for_the_connection_that_there_is(mock_clock: Moc
             await session.register(OWN)
             await until(lambda: rig.link.connected)
             rig.link.use(LinkSettings(insecure=True, keepalive_s=5.0, probe_s=2.0))
-            seen = []
-            while mock_clock.current_time() < 5.5:
-                await settle()
-                mock_clock.jump(0.5)
-                await settle()
-                for kind, body in await session.frames_so_far():
-                    seen.append((mock_clock.current_time(), kind))
-                    await session.send(encode(kind, body))
+            seen = await echoed_until(5.5, session, mock_clock)
             assert seen == [(2.0, DATA), (4.0, DATA), (5.0, KEEPALIVE)]
