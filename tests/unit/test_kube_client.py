@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from relayd.coordination.kubernetes.api_error import ApiError, UnreachableError
+from relayd.coordination.kubernetes.api_error import MAX_RETRY_AFTER_S, ApiError, UnreachableError
 from relayd.coordination.kubernetes.client import Access, ApiClient
 
 WAIT_S = 5.0
@@ -132,3 +132,23 @@ async def test_what_a_refusal_says_is_told(server: Server) -> None:
     with pytest.raises(ApiError, match="429 TooManyRequests: later") as caught:
         await client(server.url).request("GET", "/api")
     assert (caught.value.status, caught.value.retry_after_s) == (429, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "waits_s"), [("12", 12.0), ("86400", MAX_RETRY_AFTER_S), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0)]
+)
+async def test_a_refusal_for_want_of_room_says_in_a_header_when_to_come_again(
+    server: Server, said: str, waits_s: float
+) -> None:
+    server.status = f"429 Too Many Requests\r\nretry-after: {said}"
+    server.body = b"Too many requests, please try again later.\n"
+    with pytest.raises(ApiError, match=r"429.*please try again later") as caught:
+        await client(server.url).request("GET", "/api")
+    assert caught.value.retry_after_s == waits_s
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "304 Not Modified"])
+async def test_who_sends_us_elsewhere_has_not_answered(server: Server, status: str) -> None:
+    server.status = f"{status}\r\nLocation: https://192.0.2.1/api"
+    with pytest.raises(ApiError, match=status[:3]):
+        await client(server.url).request("PATCH", "/api", body={})

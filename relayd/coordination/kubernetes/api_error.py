@@ -6,6 +6,9 @@ import msgspec
 
 from relayd.errors import RelaydError
 
+MAX_RETRY_AFTER_S = 60.0
+"""An API server asks for a second, or some. One that asks for a day, by mistake, is asked again."""
+
 
 class ApiError(RelaydError):
     """The API server said no. `status` is HTTP's, `reason` its own word ("Expired", "AlreadyExists")."""
@@ -32,11 +35,22 @@ class _Status(msgspec.Struct):
     details: _Details | None = None
 
 
-def error_of(body: bytes, status: int = 0) -> ApiError:
-    """What an answer with HTTP's `status` says, or what a watch's ERROR event carries."""
+def error_of(body: bytes, status: int = 0, retry_after: str = "") -> ApiError:
+    """What an answer with HTTP's `status` says, or what a watch's ERROR event carries.
+
+    `retry_after`: its header of that name, in seconds. What refuses for want of room (priority and fairness)
+    says it there alone.
+    """
     try:
         said = msgspec.json.decode(body, type=_Status)
     except ValueError:  # a proxy in between, in its own words
         said = _Status(message=body[:200].decode(errors="replace"))
-    wait_s = said.details.retryAfterSeconds if said.details is not None else 0
-    return ApiError(status or said.code or 500, said.reason, said.message, retry_after_s=float(wait_s))
+    wait_s = float(said.details.retryAfterSeconds if said.details is not None else 0)
+    if retry_after.isascii() and retry_after.isdigit():
+        wait_s = max(wait_s, float(retry_after))
+    return ApiError(
+        status or said.code or 500,
+        said.reason,
+        said.message.strip(),
+        retry_after_s=min(wait_s, MAX_RETRY_AFTER_S),
+    )

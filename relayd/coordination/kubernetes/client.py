@@ -135,8 +135,10 @@ class ApiClient:
                 extensions={"timeout": timeout},
             ) as response:
                 self._answered()
-                if response.status >= 400:
-                    raise error_of(await _read(response), response.status)
+                if not 200 <= response.status < 300:  # nor is a redirect followed: who knows where to
+                    named = {name.lower(): value for name, value in response.headers}
+                    after = named.get(b"retry-after", b"").decode("ascii", "replace")
+                    raise error_of(await _read(response), response.status, after)
                 yield response
         except (
             httpcore.NetworkError,
