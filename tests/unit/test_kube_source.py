@@ -1,22 +1,90 @@
-"""The source of an agent in a cluster, whose API server is away: from memory, and what a reload changes."""
+"""The source of an agent in a cluster: what it makes of an API server that lags, lies, or is away."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import msgspec
+import pytest
 import trio
+from trio.testing import MockClock
 
+from relayd.coordination.kubernetes import own_peer, resources
+from relayd.coordination.kubernetes.api_error import ApiError
 from relayd.coordination.kubernetes.client import Access, ApiClient
 from relayd.coordination.kubernetes.memory import ClusterMemory
-from relayd.coordination.kubernetes.source import KubernetesSource
+from relayd.coordination.kubernetes.notebook import WRITE_EVERY_S, Notebook
+from relayd.coordination.kubernetes.own_peer import Identity
+from relayd.coordination.kubernetes.source import CORRECT_EVERY_S, KubernetesSource
+from relayd.errors import HostError
 from relayd.join import JoinString
 from tests.helpers.running_relay import SOON_S
 from tests.unit.test_kube_mesh import ME, mesh, peer
 
+OWN = own_peer.path_of(ME.name)
+WAS_THERE = ClusterMemory(node_name=ME.name, identity=Identity(mesh="mesh", peer="uid-a"))
+
+
+class Server:
+    """An API server in memory. What it lists needn't be what it has."""
+
+    server = "https://api"
+
+    def __init__(self, *peers: resources.Peer) -> None:
+        self.lists: dict[str, list[Any]] = {
+            resources.MESHES: [mesh()],
+            resources.PEERS: list(peers),
+            resources.NODES: [],
+        }
+        self.has: dict[str, resources.Peer] = {}
+        self.answers: list[bytes] = []
+        """To writes; the last one stays."""
+        self.written: list[str] = []
+
+    async def request(self, method: str, path: str, **_: object) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if method != "GET":
+            self.written.append(f"{method} {path}")
+            return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if path in self.lists:
+            return msgspec.json.encode(
+                {"metadata": {"resourceVersion": "7"}, "items": [_plain(one) for one in self.lists[path]]}
+            )
+        if path not in self.has:
+            raise ApiError(404, "NotFound", path)
+        return msgspec.json.encode(_plain(self.has[path]))
+
+    @asynccontextmanager
+    async def watch(self, *_: object) -> AsyncIterator[AsyncIterator[bytes]]:
+        await trio.lowlevel.checkpoint()
+        yield self._lines()
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        await trio.Event().wait()
+        yield b""
+
+    async def back(self) -> None:
+        await trio.sleep_forever()
+
+    def prefer(self, url: str) -> None:
+        """There is but one."""
+
+
+def _plain(one: Any) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(msgspec.json.encode(one)))
+
 
 async def _forget(_memory: ClusterMemory) -> None:
     await trio.lowlevel.checkpoint()
+
+
+def source_of(server: Server, remembered: ClusterMemory | None = None) -> KubernetesSource:
+    return KubernetesSource(cast(ApiClient, server), ME, remembered=remembered, remember=_forget)
 
 
 async def test_relays_of_a_nodes_own_configuration_change_while_it_runs(tmp_path: Path) -> None:
@@ -34,3 +102,72 @@ async def test_relays_of_a_nodes_own_configuration_change_while_it_runs(tmp_path
         assert [relay.host for relay in after.relays] == ["relay.example.net"]
         nursery.cancel_scope.cancel()
     await client.aclose()
+
+
+async def test_a_list_that_lags_behind_removes_nobody(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    server = Server(peer("b", 1, allowedIPs=["10.100.0.2/32"]))
+    server.has[OWN] = peer("a", 0, allowedIPs=["10.100.0.1/32"])
+    server.answers = [msgspec.json.encode(_plain(server.has[OWN]))]
+    source = source_of(server, WAS_THERE)
+    await nursery.start(source.run)
+    with trio.fail_after(SOON_S):
+        seen = await source.snapshot()
+    assert not source.removed
+    assert [one.name for one in seen.peers] == ["b"]
+    assert not [line for line in server.written if line.startswith("POST")]
+
+
+async def test_a_resource_that_is_gone_removes_the_node(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    source = source_of(Server(peer("b", 1, allowedIPs=["10.100.0.2/32"])), WAS_THERE)
+    await nursery.start(source.run)
+    with trio.fail_after(SOON_S):
+        seen = await source.snapshot()
+    assert source.removed
+    assert not seen.peers
+
+
+@pytest.mark.parametrize("garbage", [b"<html>not what you asked for</html>", b"{}", b"[1]"])
+async def test_an_answer_to_a_write_that_cannot_be_read_is_told_and_tried_again(
+    nursery: trio.Nursery, autojump_clock: MockClock, garbage: bytes
+) -> None:
+    server = Server(peer("b", 1, allowedIPs=["10.100.0.2/32"]))
+    server.answers = [garbage, msgspec.json.encode(_plain(peer("a", 0, allowedIPs=["10.100.0.1/32"])))]
+    source = source_of(server)
+    await nursery.start(source.run)
+    await trio.sleep(1.0)
+    assert source.problems()
+    assert server.written == [f"POST {resources.PEERS}"]
+    began = trio.current_time()
+    with trio.fail_after(2 * CORRECT_EVERY_S):
+        await source.snapshot()
+    assert trio.current_time() - began <= CORRECT_EVERY_S + 1
+    assert source.problems() == []
+
+
+async def test_what_the_disk_did_not_take_is_written_once_it_does(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """That a node was removed is nowhere else: it would make its resource anew after a restart."""
+    full, disk = True, list[ClusterMemory]()
+
+    async def write(memory: ClusterMemory) -> None:
+        await trio.lowlevel.checkpoint()
+        if full:
+            raise HostError("cannot write: No space left on device")
+        disk.append(memory)
+
+    notebook = Notebook(WAS_THERE, write)
+    nursery.start_soon(notebook.run)
+    removed = msgspec.structs.replace(WAS_THERE, removed=True)
+    await notebook.note_now(removed)
+    assert "No space" in notebook.problem
+    full = False
+    await trio.sleep(2 * WRITE_EVERY_S)
+    assert disk == [removed]
+    assert notebook.problem == ""
+    await trio.sleep(2 * WRITE_EVERY_S)
+    assert len(disk) == 1, "and then it is written"

@@ -11,7 +11,7 @@ remembered takes its place after GRACE_S.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,9 @@ from relayd.coordination.kubernetes.mesh import (
     own_allowed_ips,
     own_endpoint,
 )
+from relayd.coordination.kubernetes.notebook import Notebook, Remember
 from relayd.coordination.kubernetes.own_peer import Identity, Own
 from relayd.coordination.model import Mesh
-from relayd.errors import HostError
 from relayd.observe import log
 
 GRACE_S = 5.0
@@ -47,13 +47,7 @@ SETTLE_S = 0.05
 CORRECT_EVERY_S = 10.0
 """Between two corrections of the node's own resource."""
 
-REMEMBER_EVERY_S = 10.0
-"""Between two writes to the disk, but for what must not be forgotten."""
-
 DEFAULT_MESH = "default"
-
-Remember = Callable[[ClusterMemory], Awaitable[None]]
-"""Writes to the disk. Raises HostError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +73,9 @@ class KubernetesSource:
         """`remembered` is what `remember` was given in a life before; another node's counts as nothing."""
         if remembered is not None and remembered.node_name != own.name:
             remembered = None
-        self._client, self._own, self._remember, self._grace_s = client, own, remember, grace_s
-        self._memory = remembered or ClusterMemory(node_name=own.name)
-        self._saved = self._memory
-        self._news, self._meant, self._unsaved = trio.Event(), trio.Event(), trio.Event()
+        self._client, self._own, self._grace_s = client, own, grace_s
+        self._notebook = Notebook(remembered or ClusterMemory(node_name=own.name), remember)
+        self._news, self._meant = trio.Event(), trio.Event()
         self._log = log.get(node=own.name)
 
         def follower(path: str, kind: type[Any], only: str = "") -> Follower[Any]:
@@ -123,6 +116,10 @@ class KubernetesSource:
     # --- what others ask ---
 
     @property
+    def _memory(self) -> ClusterMemory:
+        return self._notebook.memory
+
+    @property
     def removed(self) -> bool:
         """Whether this node's resource was deleted under it."""
         return self._memory.removed
@@ -151,6 +148,7 @@ class KubernetesSource:
     def problems(self) -> list[str]:
         """What an operator should know, a line each."""
         lines = [self.problem, self.meshes.problem or self.peers.problem or self.node.problem]
+        lines.append(self._notebook.problem)
         if self.removed:
             lines.append(
                 f"WireKubePeer {self._own.name} was deleted: this node has no part in the mesh. `relayd "
@@ -180,7 +178,7 @@ class KubernetesSource:
         async with trio.open_nursery() as nursery:
             for follower in (self.meshes, self.peers, self.node):
                 await nursery.start(follower.run)
-            nursery.start_soon(self._keep_memory)
+            nursery.start_soon(self._notebook.run)
             nursery.start_soon(self._use_memory_after_grace)
             task_status.started()
             while True:
@@ -229,7 +227,7 @@ class KubernetesSource:
             self.problem = str(error)
             return
         self.problem = problem
-        self._note(
+        self._notebook.note(
             msgspec.structs.replace(
                 self._memory, mesh=view.mesh, peers=list(view.peers.values()), node=view.node
             )
@@ -273,11 +271,14 @@ class KubernetesSource:
         before = self._memory.identity
         match own_peer.decide(peer, before, mesh_uid=mesh.metadata.uid, node_uid=node_uid):
             case Own.REMOVED:
-                if not self.removed:
-                    self._log.error(
-                        "peer.deleted", peer=self._own.name, hint="routing stops; it is not made again"
-                    )
-                    await self._note_now(msgspec.structs.replace(self._memory, removed=True))
+                if self.removed:
+                    return True
+                if not await self._is_gone():
+                    return False
+                self._log.error(
+                    "peer.deleted", peer=self._own.name, hint="routing stops; it is not made again"
+                )
+                await self._notebook.note_now(msgspec.structs.replace(self._memory, removed=True))
                 return True
             case Own.MAKE:
                 return await self._make(view)
@@ -287,11 +288,27 @@ class KubernetesSource:
                     self._log.warning("peer.restored", peer=self._own.name)
                 identity = Identity(mesh.metadata.uid, node_uid or before.node, peer.metadata.uid)
                 if self.removed or identity != before:
-                    await self._note_now(
+                    await self._notebook.note_now(
                         msgspec.structs.replace(self._memory, removed=False, identity=identity)
                     )
                 await self._correct(view, peer)
                 return True
+
+    async def _is_gone(self) -> bool:
+        """Ask for the resource by its name. A list may come from a server that lags behind (resourceVersion
+        0: the cache of one that is cut off from etcd), and for it the node would cut its tunnels."""
+        try:
+            body = await self._client.request("GET", own_peer.path_of(self._own.name))
+            peer = msgspec.json.decode(body, type=resources.Peer)
+        except (ApiError, UnreachableError, ValueError) as error:
+            if isinstance(error, ApiError) and error.status in (403, 404):  # may not ask: believe the list
+                return True
+            self._not_written("peer.not_read", error)
+            return False
+        self._log.warning("peer.listed_late", peer=self._own.name)
+        self.peers.listing.known.setdefault(peer.metadata.name, peer)
+        self._wake()
+        return False
 
     async def _make(self, view: View) -> bool:
         if trio.current_time() < self._correct_at:
@@ -306,11 +323,11 @@ class KubernetesSource:
                 allowed_ips=own_allowed_ips(view, self._own.name),
             )
             body = await self._client.request("POST", resources.PEERS, body=made)
+            peer = msgspec.json.decode(body, type=resources.Peer)
         except (ApiError, UnreachableError, ValueError) as error:
             self._not_written("peer.not_made", error)
             return False
         # The watch brings it, too: but what comes first must not find it missing again.
-        peer = msgspec.json.decode(body, type=resources.Peer)
         self.peers.listing.known.setdefault(peer.metadata.name, peer)
         self._published(endpoint, method)
         self._log.info("peer.made", peer=self._own.name, allowed_ips=list(peer.spec.allowedIPs))
@@ -345,12 +362,13 @@ class KubernetesSource:
                 return
             path = own_peer.path_of(self._own.name)
             body = await self._client.request("PATCH", path, body=patch, kind=MERGE)
+            corrected = msgspec.json.decode(body, type=resources.Peer)
         except (ApiError, UnreachableError, ValueError) as error:
             self._not_written("peer.not_corrected", error)
             return
         self._published(endpoint, method)
         self._correct_at = trio.current_time() + CORRECT_EVERY_S
-        self.peers.listing.known[peer.metadata.name] = msgspec.json.decode(body, type=resources.Peer)
+        self.peers.listing.known[peer.metadata.name] = corrected
         self._log.info("peer.corrected", peer=self._own.name, fields=sorted(patch.get("spec", {})))
         self._wake()
 
@@ -359,42 +377,3 @@ class KubernetesSource:
         if str(error) != self.problem:
             self._log.error(event, reason=str(error))
         self.problem = str(error)
-
-    # --- the disk ---
-
-    def _note(self, memory: ClusterMemory) -> None:
-        """To be written down when it is time."""
-        if _content(memory) != _content(self._saved):
-            self._unsaved.set()
-        self._memory = memory
-
-    async def _note_now(self, memory: ClusterMemory) -> None:
-        """To be written down before anything depends on it."""
-        self._memory = memory
-        await self._save()
-
-    async def _save(self) -> None:
-        memory = self._memory
-        try:
-            await self._remember(memory)
-        except HostError as error:
-            self._log.warning("kubernetes.unsaved", reason=str(error))
-        self._saved = memory
-
-    async def _keep_memory(self) -> None:
-        while True:
-            await self._unsaved.wait()
-            self._unsaved = trio.Event()
-            await self._save()
-            await trio.sleep(REMEMBER_EVERY_S)
-
-
-def _content(memory: ClusterMemory) -> Sequence[object]:
-    """What a start would need: not the versions that each heartbeat moves."""
-    return [
-        memory.identity,
-        memory.removed,
-        memory.mesh and memory.mesh.spec,
-        memory.node and (memory.node.metadata.annotations, memory.node.status),
-        [(peer.metadata.name, peer.metadata.uid, peer.spec) for peer in memory.peers],
-    ]
