@@ -113,10 +113,16 @@ def peer_name(value: object) -> str:
 def server_url(value: object) -> str:
     """The URL of an API server: https, a host, perhaps a port and a path before the API's own."""
     written = text(value).strip()
-    if re.fullmatch(r"https://[^/\s?#@]+(/[^\s?#]*)?", written) is None:
-        hint = "for example https://192.0.2.10:6443"
+    hint = "for example https://192.0.2.10:6443"
+    shape = re.fullmatch(r"https://([^/\s?#@]+)((?:/[!-~]*)?)", written)
+    if shape is None or re.search("[?#]", shape[2]):
         raise WrongError(f"{written!r} is not the URL of an API server", hint)
-    return written.rstrip("/")
+    has_port = re.search(r"(^[^][:]*|\]):[^]:]*$", shape[1]) is not None
+    try:
+        server = relay_address(shape[1] if has_port else f"{shape[1]}:443")
+    except WrongError as error:
+        raise WrongError(f"{written!r} is not the URL of an API server: {error.problem}", hint) from None
+    return f"https://{server.removesuffix(':443')}{shape[2]}".rstrip("/")
 
 
 def peer_endpoint(value: object) -> Endpoint:

@@ -20,6 +20,19 @@ def test_a_pods_environment_is_all_that_an_agent_of_a_cluster_needs() -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "https://api",
+        "https://api:8443/k8s/clusters/c-1",
+        "https://[2001:db8::1]",
+        "https://[2001:db8::1]:6443",
+    ],
+)
+def test_an_api_server_is_taken_as_it_is_written(url: str) -> None:
+    assert load_agent(None, {"kubernetes": True, "api_server": url}, environ=CLUSTER).api_server == url
+
+
+@pytest.mark.parametrize(
     ("environ", "flags", "complaint"),
     [
         ({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, {}, "no node is named"),
@@ -27,6 +40,10 @@ def test_a_pods_environment_is_all_that_an_agent_of_a_cluster_needs() -> None:
         (CLUSTER | {"NODE_NAME": "Node A"}, {}, "NODE_NAME: 'Node A' can't name a node"),
         (CLUSTER, {"api_server": "http://192.0.2.1"}, "not the URL of an API server"),
         (CLUSTER, {"api_server": "https://a b"}, "not the URL of an API server"),
+        (CLUSTER, {"api_server": "https://a:https"}, "'https' is not a port"),
+        (CLUSTER, {"api_server": "https://a:99999"}, "'99999' is not a port"),
+        (CLUSTER, {"api_server": "https://2001:db8::1"}, "in brackets"),
+        (CLUSTER, {"api_server": "https://h\u00f6st:6443"}, "not a host name"),
     ],
 )
 def test_what_an_agent_of_a_cluster_lacks_is_said(

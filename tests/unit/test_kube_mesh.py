@@ -15,6 +15,7 @@ from relayd.coordination.kubernetes.mesh import (
     Discovered,
     Self,
     View,
+    api_server,
     meaning,
     own_address,
     own_allowed_ips,
@@ -304,18 +305,97 @@ def test_what_an_older_resource_has_a_younger_one_cannot_take() -> None:
     assert any("10.100.0.1/32 is a's" in line for line in made.problems)
 
 
-def test_a_key_is_one_nodes() -> None:
+def test_what_two_claim_under_one_key_goes_to_who_has_it() -> None:
+    """Else a node that was taken over would cut another off by naming its key, if it was there before."""
     made = meaning(
         view(
             peer("a", 0, allowedIPs=["10.100.0.1/32"]),
-            peer("b", 1, made=1, allowedIPs=["10.100.0.2/32"]),
-            peer("copy", 1, made=2, allowedIPs=["10.100.0.3/32"]),
+            peer("thief", 1, made=1, allowedIPs=["10.100.0.3/32"]),
+            peer("b", 1, made=2, allowedIPs=["10.100.0.2/32"]),
             peer("me-too", 0, made=3, allowedIPs=["10.100.0.4/32"]),
         ),
         ME,
     )
-    assert list(made.names.values()) == ["b"]
-    assert len(made.problems) == 2
+    (one,) = made.mesh.peers
+    assert one.key == KEYS[1].public()
+    assert set(one.allowed_ips) == {ip_network("10.100.0.2/32"), ip_network("10.100.0.3/32")}
+    assert [line.partition(":")[0] for line in made.problems] == [
+        "WireKubePeer me-too has the key of a",
+        "WireKubePeer b has the key of thief",
+    ]
+
+
+def test_the_address_that_a_nodes_name_stands_for_is_no_older_nodes() -> None:
+    """Agents may write their own node's resource: by that none of them has the address of another."""
+    network = ip_network("10.100.0.0/16")
+    mine, others = preferred("a", network), preferred("b", network)
+    of_all = view(
+        peer("thief", 2, made=1, allowedIPs=["10.100.0.9/32", f"{others}/32", f"{mine}/32"]),
+        peer("a", 0, made=2, allowedIPs=[f"{mine}/32"]),
+        peer("b", 1, made=3, allowedIPs=[f"{others}/32"]),
+    )
+    made = meaning(of_all, ME)
+    by_name = {made.names[one.key]: one for one in made.mesh.peers}
+    assert by_name["b"].allowed_ips == (ip_network(others),)
+    assert by_name["thief"].allowed_ips == (ip_network("10.100.0.9/32"),)
+    assert own_address(of_all, "a") == mine, "it doesn't move"
+    assert own_address(of_all, "b") == others
+
+
+def test_of_two_whose_names_stand_for_one_address_the_older_has_it() -> None:
+    network = ip_network("10.100.0.0/30")  # for two nodes
+    first = preferred("a", network)
+    twin = next(name for name in "bcdefgh" if preferred(name, network) == first)
+    of_all = view(
+        peer("a", 0, made=2, allowedIPs=[f"{first}/32"]),
+        peer(twin, 1, made=1, allowedIPs=[f"{first}/32"]),
+        of=mesh(meshCIDR=str(network)),
+    )
+    assert own_address(of_all, twin) == first
+    assert own_address(of_all, "a") != first
+    assert meaning(of_all, ME).mesh.peers[0].allowed_ips == (ip_network(first),)
+
+
+def test_what_this_node_routes_to_itself_is_no_others() -> None:
+    """A route to its own pods through the tunnel would come before the one to their bridge."""
+    made = meaning(
+        view(
+            peer("thief", 1, made=1, allowedIPs=["10.244.1.0/24", "192.168.7.0/24", "192.168.8.0/24"]),
+            peer("a", 0, made=2, allowedIPs=["10.100.0.1/32", "192.168.7.0/24"]),
+            of=mesh(podCIDRRouting={"enabled": True}),
+            on=node("192.0.2.1"),
+        ),
+        ME,
+    )
+    assert made.mesh.peers[0].allowed_ips == (ip_network("192.168.8.0/24"),)
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ({"interfaceName": "../wg"}, "interfaceName"),
+        ({"interfaceName": "a-name-that-is-too-long"}, "interfaceName"),
+        ({"listenPort": 70000}, "listenPort: 70000"),
+        ({"listenPort": -1}, "listenPort: -1"),
+        ({"mtu": 100000}, "mtu: 100000"),
+    ],
+)
+def test_an_interface_that_cannot_be_made_is_refused_before_it_is_tried(
+    spec: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        meaning(view(of=mesh(**spec)), ME)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api:port", "https://[2001:db8::1", "https://h\u00f6st", "http://api"]
+)
+def test_a_server_that_can_be_none_is_said_and_not_asked(url: str) -> None:
+    of = mesh(apiServerURL=url)
+    assert api_server(of.spec)[0] == ""
+    made = meaning(view(peer("b", 1, allowedIPs=["10.100.0.2/32"]), of=of), ME)
+    assert any("apiServerURL" in line for line in made.problems)
+    assert made.mesh.peers
 
 
 @pytest.mark.parametrize(
@@ -328,6 +408,12 @@ def test_a_key_is_one_nodes() -> None:
         ({"endpoint": "192.0.2.1:0"}, "can't be reached"),
         ({"endpoint": "192.0.2.1:99999"}, "endpoint"),
         ({"endpoint": "home.example.net:51820"}, "endpoint"),
+        ({"endpoint": "[::ffff:127.64.1.1]:22347"}, "can't be reached"),
+        ({"endpoint": "255.255.255.255:51820"}, "can't be reached"),
+        ({"endpoint": "[fe80::1%eth0]:51820"}, "can't be reached"),
+        ({"endpoint": "[fe80::1%99999999999]:51820"}, "can't be reached"),
+        ({"allowedIPs": ["fe80::1%eth0/128"]}, "has a zone"),
+        ({"publicKey": "A" * 43 + "="}, "all zeros"),
         ({"allowedIPs": ["10.0.0.300/32"]}, "allowedIPs"),
         ({"allowedIPs": ["::/129"]}, "allowedIPs"),
     ],

@@ -104,6 +104,14 @@ async def test_relays_of_a_nodes_own_configuration_change_while_it_runs(tmp_path
     await client.aclose()
 
 
+def test_an_api_server_that_can_be_none_takes_no_turn() -> None:
+    """It is remembered, and would be asked first at each start, for ever."""
+    client = ApiClient(Access(servers=("https://192.0.2.1",), token_file=None, ca_file=None))
+    remembered = ClusterMemory(node_name=ME.name, mesh=mesh(apiServerURL="https://api:port"))
+    KubernetesSource(client, ME, remembered=remembered, remember=_forget)
+    assert client.server == "https://192.0.2.1"
+
+
 async def test_a_list_that_lags_behind_removes_nobody(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -1,18 +1,20 @@
 """What the resources mean for one node: its own part, and the mesh as `coordination.model` has it. Pure.
 
 Whatever stands in a resource was written by somebody: another node that may have been taken over, an operator
-who mistyped. What can't be used is left out and said (`Meaning.problems`), and the rest goes on. Where two
-resources want the same thing (a key, an allowed IP), the older one has it.
+who mistyped. What can't be used is left out and said (`Meaning.problems`), and the rest goes on. What two
+resources want is one's by the rules of `claims`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 from relayd import marks
-from relayd.coordination.kubernetes import addresses, resources
+from relayd.config.net_values import MAX_MTU, MIN_MTU, interface_name, server_url
+from relayd.config.values import WrongError
+from relayd.coordination.kubernetes import addresses, claims, resources
 from relayd.coordination.kubernetes.addresses import Address, Network
 from relayd.coordination.model import AskedPatience, Mesh, MeshPeer, OwnedInterface, RelayMode
 from relayd.endpoints import Endpoint, split_host_port
@@ -65,11 +67,6 @@ class Meaning:
     problems: tuple[str, ...] = ()
 
 
-def age(peer: resources.Peer) -> tuple[str, str]:
-    """Sorts by who was there first."""
-    return peer.metadata.creationTimestamp or "~", peer.metadata.name
-
-
 # --- this node's own part ---
 
 
@@ -91,10 +88,12 @@ def own_address(view: View, name: str) -> Address | None:
     for other in view.peers.values():
         if other.metadata.name == name:
             continue
-        theirs = addresses.hosts_in(other.spec.allowedIPs, network)
-        # The younger one moves. Without a resource of its own, this node is the youngest of all.
-        if own is None or not set(theirs) & set(has) or age(other) < age(own):
-            taken += theirs
+        # Without a resource of its own, this node comes after all others.
+        taken += [
+            one
+            for one in addresses.hosts_in(other.spec.allowedIPs, network)
+            if own is None or one not in has or claims.comes_before(other, own, one, network)
+        ]
     return addresses.choose(name, network, has=has[0] if has else None, taken=taken)
 
 
@@ -157,6 +156,31 @@ def own_endpoint(view: View, name: str, found: Discovered, *, unsure: str = "") 
     return "", ""
 
 
+# --- the mesh's settings ---
+
+
+def api_server(spec: resources.MeshSpec) -> tuple[str, str]:
+    """-> the URL of the API server that the mesh names, "" where it names none; and what is wrong with it"""
+    try:
+        return (server_url(spec.apiServerURL) if spec.apiServerURL.strip() else ""), ""
+    except WrongError as error:
+        return "", f"WireKubeMesh: apiServerURL: {error}"
+
+
+def _check(spec: resources.MeshSpec, own: Self) -> None:
+    """Raise ValueError for an interface that can't be made: other programs' definitions let anything pass."""
+    try:
+        interface_name(own.interface or spec.interfaceName)
+    except WrongError as error:
+        raise ValueError(f"WireKubeMesh: interfaceName: {error}") from error
+    for name, value, least, most in (
+        ("listenPort", spec.listenPort, 1, 65535),
+        ("mtu", spec.mtu, MIN_MTU, MAX_MTU),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"WireKubeMesh: {name}: {value} is not in {least} to {most}")
+
+
 # --- the others ---
 
 
@@ -168,7 +192,9 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
     if view.mesh is None:
         raise ValueError("there is no WireKubeMesh")
     spec = view.mesh.spec
-    problems: list[str] = []
+    _check(spec, own)
+    _, problem = api_server(spec)
+    problems = [problem] if problem else []
     address = own_address(view, own.name)
     mine = view.peers.get(own.name)
     interface = OwnedInterface(
@@ -205,45 +231,28 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
 def _peers(
     view: View, own: Self, interface: OwnedInterface, problems: list[str]
 ) -> tuple[dict[PublicKey, MeshPeer], dict[PublicKey, str]]:
-    own_key = own.private_key.public()
-    excluded = _networks(
-        view.mesh.spec.routing.excludeCIDRs if view.mesh and view.mesh.spec.routing else (),
-        "WireKubeMesh: routing.excludeCIDRs",
-        problems,
+    assert view.mesh is not None
+    spec, mine = view.mesh.spec, view.peers.get(own.name)
+    excluded = claims.networks(
+        spec.routing.excludeCIDRs if spec.routing else (), "WireKubeMesh: routing.excludeCIDRs", problems
     )
-    overlay = mesh_network(view.mesh.spec) if view.mesh is not None else None
-    # What belongs to this node isn't another's, whatever their resources say.
-    holders: dict[Network, str] = {ip_network(one.ip): own.name for one in interface.addresses}
-    peers: dict[PublicKey, MeshPeer] = {}
-    names: dict[PublicKey, str] = {}
-    for name, resource in sorted(view.peers.items(), key=lambda item: age(item[1])):
-        if name == own.name or not resource.spec.publicKey:
-            continue
-        who = f"WireKubePeer {name}"
-        try:
-            key = PublicKey.from_base64(resource.spec.publicKey)
-        except ValueError as error:
-            problems.append(f"{who}: publicKey: {error}")
-            continue
-        if key == own_key or key in peers:
-            problems.append(f"{who} has the key of {names.get(key, own.name)}: it is left out")
-            continue
-        allowed: list[Network] = []
-        for network in _networks(resource.spec.allowedIPs, f"{who}: allowedIPs", problems):
-            holder = holders.setdefault(network, name)
-            if holder == name:
-                allowed.append(network)
-            else:
-                problems.append(f"{who}: {network} is {holder}'s: it is left out")
-        peers[key] = MeshPeer(
-            key=key,
-            allowed_ips=tuple(dict.fromkeys(allowed)),
-            unrouted=tuple(one for one in dict.fromkeys(allowed) if _is_excluded(one, excluded, overlay)),
-            endpoint=_endpoint(resource.spec.endpoint, who, problems),
-            keepalive_s=min(max(resource.spec.persistentKeepalive, 0), 65535),
-            name=name,
-        )
-        names[key] = name
+    overlay = mesh_network(spec)
+    added = mine.spec.allowedIPs if mine is not None else ()
+    own_networks = [
+        *(ip_network(one.ip) for one in interface.addresses),
+        *map(ip_network, own_allowed_ips(view, own.name)),
+        *(
+            one
+            for one in claims.networks(added, f"WireKubePeer {own.name}: allowedIPs", problems)
+            # Which address this node has is settled already; it may have had another before.
+            if overlay is None or one.num_addresses > 1 or not _within(one, overlay)
+        ),
+    ]
+    claimed = claims.Claims(view.peers, own.name, own.private_key.public(), own_networks, overlay, problems)
+    peers, names = claimed.peers()
+    for key, peer in peers.items():
+        unrouted = tuple(one for one in peer.allowed_ips if _is_excluded(one, excluded, overlay))
+        peers[key] = replace(peer, unrouted=unrouted)
     return peers, names
 
 
@@ -260,32 +269,6 @@ def _within(network: Network, other: Network) -> bool:
         and network.network_address in other
         and network.prefixlen >= other.prefixlen
     )
-
-
-def _networks(texts: Iterable[str], where: str, problems: list[str]) -> list[Network]:
-    found: list[Network] = []
-    for text in texts:
-        try:
-            found.append(ip_network(text, strict=False))
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-    return found
-
-
-def _endpoint(text: str, who: str, problems: list[str]) -> Endpoint | None:
-    """Where a peer says that it is. None: nobody could reach it there."""
-    if not text:
-        return None
-    try:
-        endpoint = Endpoint.parse(text)
-    except ValueError as error:
-        problems.append(f"{who}: endpoint: {error}")
-        return None
-    address = endpoint.address
-    if endpoint.port == 0 or address.is_loopback or address.is_unspecified or address.is_multicast:
-        problems.append(f"{who}: endpoint: {text} can't be reached")
-        return None
-    return endpoint
 
 
 Relays = tuple[JoinString, ...]

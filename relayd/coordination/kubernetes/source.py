@@ -29,6 +29,7 @@ from relayd.coordination.kubernetes.mesh import (
     Meaning,
     Self,
     View,
+    api_server,
     meaning,
     own_allowed_ips,
     own_endpoint,
@@ -213,7 +214,7 @@ class KubernetesSource:
 
     def _use_server(self, mesh: resources.Mesh) -> None:
         """Turn to the API server that the mesh names, once: when it doesn't answer, the client has others."""
-        url = mesh.spec.apiServerURL.rstrip("/")
+        url, _ = api_server(mesh.spec)
         if url != self._server_url:
             self._client.prefer(url)
         self._server_url = url
