@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -56,7 +57,7 @@ def choice(*words: str) -> Kind:
     def read(value: object) -> str:
         word = values.text(value)
         if word not in words:
-            raise WrongError(f"{word!r} is none of {', '.join(words)}", values.suggestion(word, words))
+            raise WrongError(f"{word!r} is not known here", values.suggestion(word, words))
         return word
 
     return Kind(read, "WORD", choices=words)
@@ -76,12 +77,29 @@ def or_off(kind: Kind) -> Kind:
     """What `kind` is, or `off` (in the file also false): None."""
 
     def read(value: object) -> object:
-        return None if value is False or value == OFF else kind.read(value)
+        if value is False or value == OFF:
+            return None
+        with _hinting_at_off():
+            return kind.read(value)
 
     def from_text(written: str) -> object:
-        return OFF if written == OFF else kind.from_text(written)
+        if written == OFF:
+            return OFF
+        with _hinting_at_off():
+            return kind.from_text(written)
 
     return replace(kind, read=read, from_text=from_text, metavar=f"{kind.metavar}|{OFF}")
+
+
+@contextmanager
+def _hinting_at_off() -> Iterator[None]:
+    """Who wants none of it finds the word for that in the error."""
+    try:
+        yield
+    except WrongError as wrong:
+        raise WrongError(
+            wrong.problem, "; ".join(filter(None, (wrong.hint, f"{OFF} for none"))), at=wrong.at
+        ) from None
 
 
 def _socket_path(value: object) -> Path:

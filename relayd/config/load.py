@@ -16,6 +16,7 @@ from relayd.config import net_values, values
 from relayd.config.keyfile import read_private_key
 from relayd.config.mesh_checks import interface_mistakes, peer_mistakes
 from relayd.config.reading import Found, Reading
+from relayd.config.relay_checks import admission_mistakes, tls_mistakes
 from relayd.config.setting import ENV_PREFIX, Role
 from relayd.config.settings import AGENT, INTERFACE_KEYS, PEER_KEYS, RELAY
 from relayd.config.toml import Document, KeyPath, Place
@@ -29,7 +30,7 @@ from relayd.config.types import (
     RelayConfig,
 )
 from relayd.config.values import WrongError
-from relayd.errors import ConfigError
+from relayd.errors import ConfigError, HostError
 from relayd.join import JoinString
 from relayd.secret_file import read_lines
 
@@ -84,7 +85,7 @@ def examine_relay(
         return Examined(RELAY, None, (error,))
     reading.check_tables(RELAY, AGENT, "that is for relayd agent; a relay has {has}")
     found = reading.find_all(RELAY.settings)
-    reading.errors += _admission_mistakes({name: one.value for name, one in found.items()}, reading)
+    reading.errors += (*admission_mistakes(found, reading.environ), *tls_mistakes(found))
     config = None
     if not reading.errors:
         config = RelayConfig(**{name: one.value for name, one in found.items()})
@@ -125,11 +126,13 @@ def examine_agent(
     except ConfigError as error:
         return Examined(AGENT, None, (error,))
     document = reading.document
-    reading.check_tables(AGENT, RELAY, "that is for relayd serve; an agent's {table} has {has}")
+    things = {"[interface]": INTERFACE_KEYS, "[[peer]]": PEER_KEYS}
+    reading.check_tables(AGENT, RELAY, "that is for relayd serve; an agent's {table} has {has}", things)
     found = reading.find_all(AGENT.settings)
     settings = {name: one.value for name, one in found.items()}
     in_cluster = bool(settings.get("kubernetes"))
-    reading.errors += _cluster_mistakes(in_cluster, settings, document, environ)
+    if in_cluster:
+        reading.errors += _cluster_mistakes(found, document, environ)
     with reading.noting():
         settings["relays"] = _relays(found)
         of_relay = AGENT.setting("relays")
@@ -173,30 +176,17 @@ def examine_agent(
     return Examined(AGENT, config, tuple(reading.in_order()), found, document)
 
 
-def _admission_mistakes(settings: Mapping[str, object], reading: Reading) -> Iterator[ConfigError]:
-    """Ways to let agents in that don't go together, and what one of them lacks."""
-    if not settings.get("admit"):
-        return
-    for other in ("allow_list", "open"):
-        if settings.get(other):
-            hint = f"leave out one of --admit and --{other.replace('_', '-')}"
-            yield Place("--admit").error("who is let in is said twice", hint)
-    if "api_server" not in settings and not reading.environ.get("KUBERNETES_SERVICE_HOST"):
-        yield Place("--admit").error("nothing says where the API server is", "--api-server URL")
-
-
 def _cluster_mistakes(
-    in_cluster: bool, settings: Mapping[str, object], document: Document, environ: Mapping[str, str]
+    found: Mapping[str, Found], document: Document, environ: Mapping[str, str]
 ) -> Iterator[ConfigError]:
     """What an agent of a cluster lacks, or has twice."""
-    if not in_cluster:
-        return
-    if "node_name" not in settings:
+    asked = found["kubernetes"].place
+    if "node_name" not in found:
         hint = "--node-name, or NODE_NAME by the pod's fieldRef"
-        yield Place("--kubernetes").error("no node is named", hint)
-    if "api_server" not in settings and not environ.get("KUBERNETES_SERVICE_HOST"):
+        yield asked.error("no node is named", hint)
+    if "api_server" not in found and not environ.get("KUBERNETES_SERVICE_HOST"):
         hint = "--api-server URL; a pod's environment has it"
-        yield Place("--kubernetes").error("nothing says where the API server is", hint)
+        yield asked.error("nothing says where the API server is", hint)
     for table in ("interface", "peer"):
         if document.at((table,)) is not None:
             hint = "leave it out, or run without --kubernetes"
@@ -232,14 +222,19 @@ def _without_file(
 
 
 def _relays(found: Mapping[str, Found]) -> tuple[JoinString, ...]:
-    """Those that are named, and those in the file that is. Each address once. Raises ConfigError, and
-    HostError for a file that can't be read."""
+    """Those that are named, and those in the file that is. Each address once. Raises ConfigError."""
     named = found.get("relays")
     relays = [] if named is None else list(named.value)
     places = [] if named is None else [named.place] * len(relays)
     if "relay_file" in found:
         in_file = found["relay_file"]
-        for number, line in read_lines(Path(in_file.value)):
+        try:
+            lines = read_lines(Path(in_file.value))
+        except HostError as error:
+            raise in_file.place.error(str(error)) from error
+        except ConfigError as error:  # of the file as a whole
+            raise in_file.place.error(f"{error.source} {error.problem}", error.hint) from error
+        for number, line in lines:
             place = Place(str(in_file.value), line=number)
             try:
                 relays.append(net_values.relay(line))

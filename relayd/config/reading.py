@@ -20,6 +20,8 @@ from relayd.errors import ConfigError
 
 T = TypeVar("T")
 
+NO_THINGS: Mapping[str, Mapping[str, Key]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -37,6 +39,8 @@ class Reading:
     def __init__(self, document: Document, flags: Mapping[str, object], environ: Mapping[str, str]) -> None:
         self.document, self.errors = document, list[ConfigError]()
         self._flags, self.environ = flags, environ
+        self._homes: dict[str, list[str]] = {}
+        """Each key of the role's file -> the headers that it may stand under."""
 
     @classmethod
     def open(
@@ -60,11 +64,19 @@ class Reading:
         last = float("inf")
         return sorted(self.errors, key=lambda error: last if error.line is None else error.line)
 
-    def check_tables(self, role: Role, other: Role, misplaced: str) -> None:
+    def check_tables(
+        self, role: Role, other: Role, misplaced: str, things: Mapping[str, Mapping[str, Key]] = NO_THINGS
+    ) -> None:
         """Note each table and key that `role` has none of.
 
-        `misplaced` is what to say of one that the `other` role has.
+        `misplaced` is what to say of one that the `other` role has. `things` are the keys of the tables that
+        describe things, by their headers (`[[peer]]`).
         """
+        for setting in role.settings:
+            self._homes.setdefault(setting.path[1], []).append(f"[{setting.table}]")
+        for header, keys in things.items():
+            for key in keys:
+                self._homes.setdefault(key, []).append(header)
         hint = misplaced.format(table="file", has=", ".join(f"[{table}]" for table in role.all_tables))
         with self.noting():
             self._check_keys((), role.all_tables, dict.fromkeys(other.all_tables, hint))
@@ -87,10 +99,18 @@ class Reading:
             header = f"[{path[-1]}]" if isinstance(path[-1], str) else f"[[{path[-2]}]]"
             hint = f"write {header} on a line of its own, and its keys below"
             raise self.document.place(path).error(f"is {values.type_name(table)}, not a table", hint)
-        for key in table:
+        for key, value in table.items():
             if key not in known:
-                hint = others.get(key) or values.suggestion(key, tuple(known))
+                hint = others.get(key) or self._elsewhere(key)
+                if not path and not isinstance(value, dict | list) and not hint:
+                    hint = f"a key stands under its table: {', '.join(f'[{one}]' for one in known)}"
+                hint = hint or values.suggestion(key, tuple(known))
                 self.errors.append(self.document.place((*path, key)).error("unknown key", hint))
+
+    def _elsewhere(self, key: str) -> str:
+        """Where a key belongs that is right, and in the wrong place; "" for any other."""
+        homes = self._homes.get(key)
+        return f"it goes under {' or '.join(homes)}" if homes else ""
 
     def find_all(self, settings: Iterable[Setting]) -> dict[str, Found]:
         """Those of `settings` that something gives, and gives well, by name.

@@ -126,7 +126,7 @@ def positive(high: float) -> Callable[[object], float]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise WrongError(f"is {type_name(value)}, not a number")
         if not 0 < value <= high:  # false for nan too
-            raise WrongError(f"{value} is not above 0 and at most {high:g}")
+            raise WrongError(f"{value:g} is out of range", f"above 0, at most {high:.0f}")
         return float(value)
 
     return read

@@ -32,25 +32,12 @@ class TlsFiles:
 
     @classmethod
     def of(cls, config: RelayConfig) -> TlsFiles | None:
-        """None: no TLS. Raises ConfigError when the settings contradict each other."""
+        """None: no TLS. (That the settings go together was seen when they were read.)"""
         if config.tls_self_signed:
-            if config.tls_cert is not None or config.tls_key is not None:
-                raise ConfigError(
-                    "a certificate is named already", source="--tls-self-signed", hint="leave one of them out"
-                )
             state = Path(config.state_dir)
             return cls(state / CERTIFICATE, state / KEY, self_signed=True)
-        if config.tls_cert is None and config.tls_key is None:
-            if config.tls_only:
-                raise ConfigError(
-                    "there is no certificate",
-                    source="--tls-only",
-                    hint="--tls-cert and --tls-key, or --tls-self-signed",
-                )
-            return None
         if config.tls_cert is None or config.tls_key is None:
-            missing = "--tls-key" if config.tls_key is None else "--tls-cert"
-            raise ConfigError("missing", source=missing, hint="a certificate and its key come together")
+            return None
         return cls(Path(config.tls_cert), Path(config.tls_key), self_signed=False)
 
     @property
@@ -110,11 +97,8 @@ class Tls:
 
 
 def tls_paths(config: RelayConfig) -> tuple[Path, ...]:
-    """The files to watch; of settings that contradict each other none, which `load_tls` says."""
-    try:
-        files = TlsFiles.of(config)
-    except ConfigError:
-        return ()
+    """The files to watch."""
+    files = TlsFiles.of(config)
     return files.paths if files is not None else ()
 
 

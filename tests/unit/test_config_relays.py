@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from relayd.config import load_agent
+from relayd.config.load import examine_agent
 from relayd.errors import ConfigError
 from relayd.join import JoinString
 from tests.helpers.identities import RELAY, TOKEN
@@ -44,8 +45,8 @@ def test_a_file_of_join_strings_adds_to_those_that_are_named(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "mode", "said"),
     [
-        ("", 0o600, "relay.join: is empty"),
-        (f"{JOIN.format()}\n", 0o644, "relay.join: is open to every user"),
+        ("", 0o600, "--relay-file: .*relay.join is empty"),
+        (f"{JOIN.format()}\n", 0o644, "--relay-file: .*relay.join is open to every user"),
         (f"\nrelayd://relay.example.net?token={TOKEN}\n", 0o600, r"relay.join:2: .*has no port"),
         (f"{JOIN.format()}\n{JOIN.format()}\n", 0o600, r"relay.join:2: .*is named twice"),
     ],
@@ -60,8 +61,18 @@ def test_a_wrong_file_of_join_strings_is_told_with_its_line(
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.join: does not exist"):
+    with pytest.raises(ConfigError, match=r"nothing\.join does not exist"):
         load_agent(None, {"relay_file": str(tmp_path / "nothing.join")}, environ={})
+
+
+@pytest.mark.parametrize(("name", "said"), [("nothing.join", "does not exist"), ("n" * 300, "cannot read")])
+def test_a_file_that_cannot_be_read_is_a_mistake_on_the_line_that_names_it(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "agent.toml").write_text(f'[relay]\n\nfile = "{name}"\n[agent]\nlogg = 1\n')
+    told = examine_agent(tmp_path / "agent.toml", {}, environ={}).errors
+    assert [(one.line, one.key) for one in told] == [(3, "relay.file"), (5, "agent.logg")]
+    assert said in told[0].problem
 
 
 @pytest.mark.parametrize(

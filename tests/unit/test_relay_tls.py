@@ -25,7 +25,7 @@ from relayd.config import RelayConfig
 from relayd.errors import ConfigError, HostError
 from relayd.join import JoinString
 from relayd.relay import reload, tls_door
-from relayd.relay.tls import TlsFiles, load_tls
+from relayd.relay.tls import load_tls
 from relayd.wire import frames
 from tests.helpers.identities import ALICE, BOB
 from tests.helpers.running_relay import SOON_S, Client, Running, relay
@@ -170,20 +170,6 @@ async def test_new_certificate_is_shown_when_the_files_change(
                 await trio.sleep(0.02)
         async with over_tls(running) as (_, still):
             assert still == shown
-
-
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        ({"tls_cert": "/c"}, "--tls-key: missing"),
-        ({"tls_key": "/k"}, "--tls-cert: missing"),
-        ({"tls_only": True}, "--tls-only: there is no certificate"),
-        ({"tls_self_signed": True, "tls_cert": "/c"}, "named already"),
-    ],
-)
-def test_contradicting_settings_are_told(settings: dict[str, object], problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        TlsFiles.of(RelayConfig(**settings))  # type: ignore[arg-type]
 
 
 def test_files_that_are_not_a_certificate_and_its_key_are_told(tmp_path: Path) -> None:

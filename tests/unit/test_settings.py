@@ -168,7 +168,7 @@ def test_kind_takes_a_variables_text(kind: Kind, text: str, value: object) -> No
     [
         (kinds.SWITCH, "true", "is a string, not a boolean"),
         (kinds.SWITCH, 1, "is an integer, not a boolean"),
-        (kinds.choice("required", "optional"), "optinal", "'optinal' is none of required, optional"),
+        (kinds.choice("required", "optional"), "optinal", "'optinal' is not known here"),
         (kinds.or_off(kinds.LISTEN), "of", "'of'"),
         (kinds.number(1, 5, "things"), 6, "6 is out of range"),
         (kinds.PORT, "80", "is a string, not an integer"),
