@@ -17,6 +17,7 @@ from relayd.config.types import (
     LogMode,
     PeerConfig,
     RelayConfig,
+    agent_control,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LogMode",
     "PeerConfig",
     "RelayConfig",
+    "agent_control",
     "load_agent",
     "load_control",
     "load_host",

@@ -199,7 +199,8 @@ def load_host(flags: Mapping[str, object], *, environ: Mapping[str, str] | None 
     Raises ConfigError.
     """
     found = _without_file(flags, environ, AGENT, "interface", "state_dir", "control")
-    return HostConfig(**{name: one.value for name, one in found.items()})
+    settings = {name: one.value for name, one in found.items()}
+    return HostConfig(interface_named="interface" in found, **settings)
 
 
 def load_control(flags: Mapping[str, object], *, environ: Mapping[str, str] | None = None) -> str | None:

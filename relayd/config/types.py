@@ -285,6 +285,9 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a command needs to know that undoes on a host what an agent did."""
 
     interface: str = marks.DEFAULT_INTERFACE
+    interface_named: bool = False
+    """Whether somebody named it, or it is the usual one."""
+
     control: str = ""
     state_dir: str = STATE_DIR
 

@@ -8,7 +8,7 @@ Whatever is there or not at the beginning, also after a removal that was interru
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class InterfaceDevice:
 
 
 class Cleanup:
-    """Everything that relayd added for one interface."""
+    """Everything that relayd added for one interface, or for several of its own."""
 
     def __init__(
         self,
@@ -87,13 +87,14 @@ class Cleanup:
         sysctls: Sysctls,
         firewall: Firewall,
         device: InterfaceDevice | None = None,
-        control: Path | None = None,
+        others: Sequence[str] = (),
+        controls: Sequence[Path] = (),
         with_files: bool = True,
     ) -> None:
-        """`control` is the socket that a killed agent leaves. `with_files` off: it and all that is in
-        `state_dir` stay, for a rebuild of the same node."""
-        self._control = control
-        self._interface, self._state_dir, self._with_files = interface, state_dir, with_files
+        """`others` are more interfaces. `controls` are sockets that killed agents leave. `with_files` off:
+        they and all that is in `state_dir` stay, for a rebuild of the same node."""
+        self._controls = controls
+        self._interfaces, self._state_dir, self._with_files = (interface, *others), state_dir, with_files
         self._routing, self._sysctls, self._firewall = routing, sysctls, firewall
         self._device = device or InterfaceDevice()
         self._own_key = _public_key(state_dir / KEY_FILE)
@@ -179,23 +180,25 @@ class Cleanup:
         return write
 
     async def _links(self) -> AsyncIterator[Item]:
-        name = self._interface
-        link, interface = await self._device.look(name)
-        if link is None:
-            return
-        if interface is None:
-            self._kept[name] = str(hints.other_kind(name, link.kind, []))
-            return
-        if not ownership.belongs_to_relayd(link, interface, self._own_key):
-            self._kept[name] = f"{name} is WireGuard that relayd didn't make: it was left alone"
-            if interface.public_key == self._own_key:  # run by a process: it goes with that
-                self._kept[name] = f"{name} is run by a userspace WireGuard, with our key: end that process"
-            return
+        for name in self._interfaces:
+            link, interface = await self._device.look(name)
+            if link is None:
+                continue
+            if interface is None:
+                self._kept[name] = str(hints.other_kind(name, link.kind, []))
+                continue
+            if not ownership.belongs_to_relayd(link, interface, self._own_key):
+                self._kept[name] = f"{name} is WireGuard that relayd didn't make: it was left alone"
+                if interface.public_key == self._own_key:  # run by a process: it goes with that
+                    self._kept[name] = (
+                        f"{name} is run by a userspace WireGuard, with our key: end that process"
+                    )
+                continue
 
-        async def remove() -> None:
-            await self._device.remove(name)
+            async def remove(name: str = name) -> None:
+                await self._device.remove(name)
 
-        yield Item(kind="interface", what=f"interface {name}", remove=remove)
+            yield Item(kind="interface", what=f"interface {name}", remove=remove)
 
     async def _switches(self) -> AsyncIterator[Item]:
         for old in self._sysctls.changed():
@@ -223,7 +226,7 @@ class Cleanup:
 
     def _list(self) -> tuple[list[Path], list[str], bool]:
         """-> files of ours, names of others, and whether the state directory itself may go"""
-        ours = [self._control] if self._control is not None and self._control.is_socket() else []
+        ours = [path for path in self._controls if path.is_socket()]
         directory = self._state_dir
         try:
             names = sorted(os.listdir(directory))
@@ -233,8 +236,9 @@ class Cleanup:
             raise HostError(f"cannot look into {directory}: {error.strerror}") from error
         # The memory of the old values goes last: what it lists has been restored by then.
         names.sort(key=lambda name: name == SYSCTLS)
-        ours += [directory / name for name in names if is_ours(name, self._interface)]
-        others = [name for name in names if not is_ours(name, self._interface)]
+        of_ours = {name for name in names if any(is_ours(name, one) for one in self._interfaces)}
+        ours += [directory / name for name in names if name in of_ours]
+        others = [name for name in names if name not in of_ours]
         # Of a mount (a volume in a container) only what is in it can go.
         return ours, others, not os.path.ismount(directory) and not directory.is_symlink()
 

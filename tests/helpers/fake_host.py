@@ -153,19 +153,22 @@ def _without_first(rules: list[Word], word: Word) -> list[Word]:
 
 
 class FakeDevice(InterfaceDevice):
-    """The interface that cleanup sees."""
+    """The interfaces that cleanup sees."""
 
     def __init__(self, link: links.Link | None = None, interface: Interface | None = None) -> None:
         self.link, self.interface = link, interface
+        self.more: dict[str, tuple[links.Link, Interface]] = {}
+        """Interfaces beside it, by name."""
         self.removed: list[str] = []
 
     async def look(self, name: str) -> tuple[links.Link | None, Interface | None]:
         found = self.link is not None and self.link.name == name
-        return (self.link, self.interface) if found else (None, None)
+        return (self.link, self.interface) if found else self.more.get(name, (None, None))
 
     async def remove(self, name: str) -> None:
         self.removed.append(name)
-        self.link = self.interface = None
+        if self.more.pop(name, None) is None:
+            self.link = self.interface = None
 
 
 def proc_sys(root: Path, **values: str) -> Path:

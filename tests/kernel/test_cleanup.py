@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -179,6 +180,18 @@ async def test_of_a_mounted_state_directory_the_content_goes(before: str, state:
     finally:
         sh(f"umount {state}")
     assert seen() == before
+
+
+async def test_what_relayd_made_by_another_name_goes_where_none_is_named(before: str, state: Path) -> None:
+    """[interface] has any name. What stays is told apart by the kernel, which knows who made it."""
+    sh("ip link add wg7 type wireguard; ip link set wg7 alias 'made by relayd'")
+    try:
+        command = f"{sys.executable} -m relayd cleanup --state {state} --control {state}/none.sock"
+        assert "wg7" not in sh(f"{command} --interface wg8")
+        assert "removed: interface wg7\n" in sh(command)
+        assert seen() == before
+    finally:
+        removed("wg7")
 
 
 async def test_other_files_in_the_state_directory_stay(before: str, state: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -41,7 +41,9 @@ class Host:
         for name in ("privatekey", "loopback.json", ".privatekey.0123", "made-wire_kube.json"):
             (self.state / name).write_text("x")
 
-    def cleanup(self, *, control: Path | None = None, with_files: bool = True) -> Cleanup:
+    def cleanup(
+        self, *, others: Sequence[str] = (), controls: Sequence[Path] = (), with_files: bool = True
+    ) -> Cleanup:
         return Cleanup(
             "wire_kube",
             self.state,
@@ -49,7 +51,8 @@ class Host:
             sysctls=self.sysctls,
             firewall=self.firewall,
             device=self.device,
-            control=control,
+            others=others,
+            controls=controls,
             with_files=with_files,
         )
 
@@ -74,6 +77,17 @@ async def test_everything_goes_and_is_told_of(host: Host) -> None:
     assert (host.device.removed, host.files()) == (["wire_kube"], None)
     assert host.sysctls.read("net/ipv4/conf/lo/accept_local") == "0"
     assert (await host.cleanup().run()).removed == []
+
+
+async def test_of_several_interfaces_each_goes_with_its_files(host: Host) -> None:
+    await host.install()
+    host.device.more["wg0"] = (replace(LINK, name="wg0"), replace(INTERFACE, name="wg0"))
+    (host.state / "made-wg0.json").write_text("x")
+    alone = await host.cleanup().run(dry_run=True)
+    assert alone.kept == [f"{host.state} has other things in it: made-wg0.json"]
+    outcome = await host.cleanup(others=["wg0"]).run()
+    assert (outcome.is_clean, outcome.kept) == (True, [])
+    assert (host.device.removed, host.files()) == (["wire_kube", "wg0"], None)
 
 
 async def test_a_dry_run_changes_nothing_and_is_clean_only_where_nothing_is(host: Host) -> None:
