@@ -5,6 +5,7 @@ Which commands there are, and what their exit statuses mean: `relayd.commands.pa
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -19,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status; an error that is ours is one clear line on stderr."""
     _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser(arguments).parse_args(arguments)
     status = 1
     try:
+        args = make_parser(arguments).parse_args(arguments)
         status = args.run(args)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -70,7 +71,12 @@ def _stdout_is_closed() -> bool:
 
 
 def _open_standard_streams() -> None:
-    """Make sure that descriptors 0 to 2 are taken: or a library's words to stderr may go out by a socket."""
+    """Make sure that descriptors 0 to 2 are taken: or a library's words to stderr may go out by a socket.
+
+    And that every text can be written, whatever the locale: as escapes, where it has no other form.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 def run(args: argparse.Namespace) -> int:
     """Print it. The exit status."""
     from relayd.commands.catalog import catalog
+    from relayd.observe.output import printing
 
     writers = {"bash": bash, "zsh": zsh, "fish": fish}
-    print("\n".join(writers[args.shell](catalog())))
+    with printing():
+        print("\n".join(writers[args.shell](catalog())))
     return 0
 
 

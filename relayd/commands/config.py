@@ -45,8 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 
 def run(args: argparse.Namespace) -> int:
     """Check or show. The exit status. Raises ConfigError."""
+    from relayd.observe.output import printing
+
     action = args.action
-    return int(action(args))
+    with printing():
+        return int(action(args))
 
 
 def _check(args: argparse.Namespace) -> int:

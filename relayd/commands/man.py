@@ -25,11 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 def run(args: argparse.Namespace) -> int:
     """Print it, in man(7). The exit status."""
     from relayd.commands.catalog import catalog
+    from relayd.observe.output import printing
 
     # https://reproducible-builds.org/specs/source-date-epoch/
     made = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
-    for line in page(catalog(), date=time.strftime("%Y-%m-%d", made)):
-        print(line if line.startswith(".") else textwrap.fill(line, 78, break_on_hyphens=False))
+    with printing():
+        for line in page(catalog(), date=time.strftime("%Y-%m-%d", made)):
+            print(line if line.startswith(".") else textwrap.fill(line, 78, break_on_hyphens=False))
     return 0
 
 

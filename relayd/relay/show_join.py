@@ -9,6 +9,7 @@ import msgspec
 from relayd.config import RelayConfig
 from relayd.endpoints import Endpoint
 from relayd.errors import ConfigError
+from relayd.observe.output import printing
 from relayd.relay.credentials import join_string, load_credentials
 
 
@@ -21,7 +22,9 @@ def show_join(config: RelayConfig) -> None:
     if not ports[0]:
         raise ConfigError("port 0 means any free one: the join string can't be known", source="--listen")
     config = _seen_by_its_owner(config)
-    print(join_string(config, load_credentials(config, make=False), ports[0]).format())
+    join = join_string(config, load_credentials(config, make=False), ports[0])
+    with printing():
+        print(join.format())
 
 
 def _seen_by_its_owner(config: RelayConfig) -> RelayConfig:

@@ -117,6 +117,14 @@ def test_error_of_ours_is_a_line_and_its_exit_status(
     assert capsys.readouterr().err.splitlines() == said
 
 
+def test_control_c_before_the_command_begins_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object) -> None:
+        raise KeyboardInterrupt  # as while a command's modules are loaded
+
+    monkeypatch.setattr(cli, "make_parser", interrupted)
+    assert cli.main(["status"]) == 130
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError(), OSError(5, "disk")])
 def test_bug_is_not_hidden_not_even_beside_an_error_of_ours(
     monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -269,6 +277,30 @@ def test_serve_has_as_many_descriptors_as_the_host_allows(tmp_path: Path) -> Non
         line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files")
     )
     assert soft == hard
+
+
+@pytest.mark.parametrize(
+    "command", [["man"], ["completion", "fish"], ["config", "show", "--role", "relay"]], ids=" ".join
+)
+def test_a_full_disk_is_one_line_with_status_1(command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*RELAYD, *command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S,
+            check=False, env=environment(),
+        )  # fmt: skip
+    said = "relayd: can't write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_what_a_locale_has_no_characters_for_is_escaped() -> None:
+    directory = os.fsdecode("büro\N{CJK UNIFIED IDEOGRAPH-672C}".encode() + b"\xff")
+    strange = {"RELAYD_STATE": directory, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [*RELAYD, "config", "show", "--role", "relay"],
+        capture_output=True, timeout=TIMEOUT_S, check=False, env=environment() | strange,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b'"b\xfcro\\u672c\\udcff"' in done.stdout
 
 
 def test_reader_of_stdout_that_went_away_is_no_traceback(tmp_path: Path) -> None:
