@@ -225,6 +225,9 @@ def _print_health(console: Console, status: Status, peers: Iterable[Status]) -> 
         return
     for reason in not_ready(status, peers):
         console.print(_line(("not ready ", "bold red"), (text(reason), "red")))
+    if status.get("admission_problem"):
+        stays = f"who is let in is as it was: {text(status['admission_problem'])}"
+        console.print(_line(("agents ", "bold"), (stays, "yellow")))
     for problem in status.get("host_problems") or ():
         console.print(_line(("host  ", "bold"), (text(problem), "red")))
     if status.get("mesh_problem"):

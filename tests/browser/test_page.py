@@ -109,6 +109,15 @@ def test_problems_of_the_host_are_said(browser: Chrome) -> None:
         assert "Interface wg0: gone" in text(browser)
 
 
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [("admission_awaited", "Nobody is let in yet"), ("admission_problem", "Who is let in is as it was")],
+)
+def test_a_relay_says_when_it_cannot_ask_who_is_let_in(browser: Chrome, fact: str, words: str) -> None:
+    with shown(browser, relay_status(1, **{fact: "the API server doesn't answer"})):
+        assert f"{words}: the API server doesn't answer" in text(browser)
+
+
 def test_nobody_connected_is_said_in_words(browser: Chrome) -> None:
     with shown(browser, relay_status(0)):
         assert "No agent is connected." in text(browser)

@@ -17,7 +17,12 @@ from relayd.config import RelayConfig
 from relayd.observe.control import ask
 from relayd.observe.exposition import Exporter
 from relayd.observe.metrics import AGENT, MAX_PEERS, PEER, RELAY
+from relayd.relay.counters import OUTBOX_COUNTERS, PORT_COUNTERS
+from relayd.relay.door_limits import FULL, TOO_FAST, TOO_MANY_HERE
+from relayd.relay.doorway import KEY_IN_USE, NEVER_REGISTERED, NO_DESCRIPTORS
 from relayd.relay.server import serve
+from relayd.relay.tls_door import TOO_MANY
+from relayd.wire.identity import BEFORE_PROOF, Refusal
 from tests.helpers.http import http_get
 from tests.helpers.observed import agent_peer, agent_status, relay_status
 from tests.helpers.status_page import undocumented, unexposed
@@ -209,3 +214,41 @@ def test_the_page_has_every_metric_as_it_is_and_no_other() -> None:
     assert {name: row for name, row in documented.items() if name not in PROCESS} == expected
     assert documented.keys() >= PROCESS
     assert len(rows) == len(documented), "a metric has two rows"
+
+
+SOURCES = Path(__file__).parents[2] / "relayd"
+
+
+def sources(*names: str) -> str:
+    return "".join((SOURCES / name).read_text() for name in names)
+
+
+def agents_drops() -> set[str]:
+    """The reasons by which an agent counts what is lost, as its modules have them."""
+    of_link = sources("agent/relay_session.py", "agent/relay_leg.py", "agent/link_tally.py")
+    of_proxy = sources("agent/wg_proxy.py")
+    found = set(re.findall(r'(?:drops|dropped|total)\["(\w+)"\]', of_link + of_proxy))
+    found |= set(re.findall(r'"(wireguard_\w+)"', of_proxy)) | set(re.findall(r"(queue_\w+)=", of_link))
+    sealed = re.findall(r'drops\["(\w+)"\]', sources("wire/sealed_inbox.py"))
+    return found | {f"sealed_{reason}" for reason in sealed} | {"unknown_key", "empty", BEFORE_PROOF}
+
+
+def relays_refusals() -> set[str]:
+    literal = re.findall(r'(?:refused\[|_evict\(.*, )"([^"]+)"', sources("relay/doorway.py"))
+    of_handshake = (Refusal.PROTOCOL, Refusal.TIMEOUT, Refusal.BAD_PROOF, Refusal.NOT_ADMITTED)
+    at_the_door = (TOO_FAST, TOO_MANY_HERE, FULL, TOO_MANY, NO_DESCRIPTORS, KEY_IN_USE, NEVER_REGISTERED)
+    return {*literal, *at_the_door, *(refusal.value for refusal in of_handshake)}
+
+
+def test_the_page_says_what_every_reason_means() -> None:
+    explained = set(re.findall(r"`([^`]+)`", PAGE.read_text().partition("## Why connections are refused")[2]))
+    drops = {
+        name.removeprefix("dropped_") for name in (*PORT_COUNTERS, *OUTBOX_COUNTERS) if "dropped_" in name
+    }
+    assert len(agents_drops()) > 20
+    assert agents_drops() | drops | relays_refusals() <= explained
+
+
+def test_the_status_page_has_words_for_every_drop() -> None:
+    words = set(re.findall(r"^  (\w+): ", sources("observe/page/agent.js"), re.MULTILINE))
+    assert agents_drops() <= words

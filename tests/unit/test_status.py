@@ -274,6 +274,8 @@ def test_what_is_wrong_is_said_in_the_words_of_readyz() -> None:
     assert "host  rp_filter is 1" in text.splitlines()
     assert "not ready" not in whole(agent_status(("direct", "relay")))
     assert "not ready draining" in whole(relay_status(0, draining=True))
+    kept = whole(relay_status(0, admission_problem="the API server doesn't answer"))
+    assert "agents who is let in is as it was: the API server doesn't answer" in kept.splitlines()
 
 
 def test_an_agent_tells_how_it_trusts_its_relay_and_what_that_says() -> None:

@@ -49,6 +49,13 @@ class RelayPage {
     return `listens on ${status.listen.join(", ")}`;
   }
 
+  notices(status) {
+    return [
+      status.admission_awaited && ["bad", `Nobody is let in yet: ${status.admission_awaited}`],
+      status.admission_problem && ["warn", `Who is let in is as it was: ${status.admission_problem}`],
+    ].filter(Boolean);
+  }
+
   show(status, rates, before) {
     const refused = total(status.refused);
     this.connections.show([count(status.connections), ""]);
