@@ -21,6 +21,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -194,7 +195,8 @@ class Iptables:
         binary = (await self.binaries())[variant, version]
         argv = [binary, "-w", str(LOCK_WAIT_S), "-t", table, *arguments]
         status, output = await self._call(argv)
-        if "ermission" in output or "you must be root" in output:
+        # Of what it lists, comments are somebody's own words.
+        if status != 0 and ("ermission" in output or "you must be root" in output):
             raise hints.lacks_capability(f"run {os.path.basename(binary)}")
         # A kernel without nf_tables has no such chain either.
         if status == 0 or (may_fail and (status == _ABSENT or "not supported" in output)):
@@ -216,18 +218,26 @@ class Iptables:
 
 def chain_of(variant: str, listing: str, exemption: Exemption = KUBELET, version: int = 4) -> Chain:
     """The chain that `iptables -S CHAIN` lists."""
-    begin = ["-A", exemption.chain]
-    rules = []
-    for line in listing.splitlines():
-        if line.startswith("-A "):
-            words = shlex.split(line)
-            if words[:2] == begin:
-                rules.append(words[2:])
+    rules = [words[2:] for words in _rules_of(listing) if words[1] == exemption.chain]
     # The order of matches is iptables' own: it lists others first than were given first.
     wanted = sorted(exemption.spec)
     ours = tuple(number for number, words in enumerate(rules, 1) if sorted(words) == wanted)
     jumps = (number for number, words in enumerate(rules, 1) if words[-2:] == ["-j", exemption.keeps_from])
     return Chain(variant, len(rules), ours, exemption, version, jump=next(jumps, 0))
+
+
+def _rules_of(listing: str) -> Iterator[list[str]]:
+    """The words of each rule: from "-A", its chain on."""
+    begun = ""
+    for line in listing.split("\n"):
+        begun = f"{begun}\n{line}" if begun else line
+        try:
+            words = shlex.split(begun) if begun.startswith("-A ") else []
+        except ValueError:  # a line break in a comment: the next line belongs to it
+            continue
+        begun = ""
+        if len(words) > 1:
+            yield words
 
 
 # --- has anything changed? ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -49,6 +50,14 @@ class TestIptables(FirewallContract):
         assert sh(f"iptables-{variant} -S KUBE-FIREWALL") == listed
         await firewall.delete(chain)
         assert "574b" not in sh(f"iptables-{variant} -S KUBE-FIREWALL")
+
+    async def test_others_comments_may_say_anything(self, firewall: Firewall, variant: str) -> None:
+        (chain,) = await firewall.chains()
+        await firewall.insert(chain)
+        comment = 'it\'s "our" permission,\nyou must be root'
+        sh(f"iptables-{variant} -I KUBE-FIREWALL -m comment --comment {shlex.quote(comment)} -j RETURN")
+        (chain,) = await firewall.chains()
+        assert (chain.ours, chain.length) == ((2,), 3)
 
 
 @pytest.mark.parametrize("variant", [NFT, LEGACY])
