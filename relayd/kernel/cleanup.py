@@ -97,7 +97,9 @@ class Cleanup:
         self._interfaces, self._state_dir, self._with_files = (interface, *others), state_dir, with_files
         self._routing, self._sysctls, self._firewall = routing, sysctls, firewall
         self._device = device or InterfaceDevice()
+        # The files go, too: what they say is read before that.
         self._own_key = _public_key(state_dir / KEY_FILE)
+        self._about_to_make = {name: ownership.about_to_make(state_dir, name) for name in self._interfaces}
         self._kept: dict[str, str] = {}
 
     async def run(
@@ -187,7 +189,9 @@ class Cleanup:
             if interface is None:
                 self._kept[name] = str(hints.other_kind(name, link.kind, []))
                 continue
-            if not ownership.belongs_to_relayd(link, interface, self._own_key):
+            if not ownership.belongs_to_relayd(
+                link, interface, self._own_key, about_to_make=self._about_to_make[name]
+            ):
                 self._kept[name] = f"{name} is WireGuard that relayd didn't make: it was left alone"
                 if interface.public_key == self._own_key:  # run by a process: it goes with that
                     self._kept[name] = (

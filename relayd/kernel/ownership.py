@@ -28,6 +28,7 @@ from relayd import marks
 from relayd.errors import HostError
 from relayd.kernel import discover, hints, links
 from relayd.kernel.device import NO_KEY, Changes, Interface, PeerSettings, WireGuard, plan
+from relayd.kernel.host_rules import Applied
 from relayd.kernel.netlink import NetlinkWireGuard
 from relayd.kernel.state_dir import made_file, read_json, write_json
 from relayd.kernel.uapi import UserspaceWireGuard
@@ -92,13 +93,18 @@ def decide(
     raise hints.not_ours(link.name, str(interface.public_key))
 
 
-def belongs_to_relayd(link: links.Link, interface: Interface, own: PublicKey | None) -> bool:
-    """Whether cleanup may remove it: a kernel's WireGuard that has our alias, our key, or our mark.
+def belongs_to_relayd(
+    link: links.Link, interface: Interface, own: PublicKey | None, *, about_to_make: bool = False
+) -> bool:
+    """Whether cleanup may remove it: a kernel's WireGuard that has our alias, our key, or our mark; or none
+    yet, where a start was killed in between (`about_to_make` is as in `decide`).
 
     `own` is the key in the state directory, None when there is none (any more).
     """
     if link.kind != "wireguard":
         return False
+    if about_to_make and interface.public_key == NO_KEY and not interface.peers:
+        return True
     return link.alias == links.MADE_HERE or interface.public_key == own or interface.fwmark == marks.FWMARK
 
 
@@ -137,7 +143,7 @@ async def open_owned(wanted: Owned, state_dir: Path) -> Opened:
     """
     link, interface = await look(wanted.name)
     own = wanted.private_key.public()
-    start = decide(link, interface, own, about_to_make=_about_to_make(state_dir, wanted.name))
+    start = decide(link, interface, own, about_to_make=about_to_make(state_dir, wanted.name))
     logger = log.get(interface=wanted.name)
     if start is Start.MAKE_ANEW and interface is not None:
         logger.warning(
@@ -169,17 +175,20 @@ async def open_owned(wanted: Owned, state_dir: Path) -> Opened:
     return Opened(wireguard=wireguard, made=made)
 
 
-async def keep_owned(wanted: Owned, state_dir: Path, *, endpoints: bool = False) -> list[str]:
-    """While the agent runs: put right what differs. -> what was, a line each
+async def keep_owned(wanted: Owned, state_dir: Path, *, endpoints: bool = False) -> Applied:
+    """While the agent runs: put right what differs. -> what was, and what of it couldn't be
 
     Peers' endpoints are left alone, or with `endpoints` set where there is no session and no relay.
-    Raises HostError, also when the name has been given to another interface meanwhile.
+    Raises HostError when the interface can't be read or made, also when the name has been given to another
+    one meanwhile: nothing that leads into it should be written then.
     """
+    done = Applied()
     link, interface = await look(wanted.name)
     own = wanted.private_key.public()
     if decide(link, interface, own, about_to_make=False) is Start.MAKE:
         (await open_owned(wanted, state_dir)).wireguard.close()
-        return [f"interface {wanted.name}"]
+        done.written.append(f"interface {wanted.name}")
+        return done
     assert link is not None  # or there would be nothing to use
     assert interface is not None
     written = []
@@ -190,16 +199,23 @@ async def keep_owned(wanted: Owned, state_dir: Path, *, endpoints: bool = False)
         written.append(f"mtu {wanted.mtu}")
     written += [f"address {address}" for address in wanted.addresses if address not in before]
     written += [f"no address {address}" for address in before if address not in wanted.addresses]
-    if written:
-        await ensure_interface(wanted.name, mtu=wanted.mtu, addresses=wanted.addresses)
-    if _changes(wanted, interface, endpoints=endpoints) != Changes():
-        wireguard = await open_wireguard(wanted.name)
-        try:
-            await configure(wanted, wireguard, endpoints=endpoints)
-        finally:
-            wireguard.close()
-        written.append("key, port, mark or peers")
-    return written
+    try:
+        if written:
+            await ensure_interface(wanted.name, mtu=wanted.mtu, addresses=wanted.addresses)
+        done.written += written
+    except HostError as error:
+        done.problems.append(str(error))
+    try:
+        if _changes(wanted, interface, endpoints=endpoints) != Changes():
+            wireguard = await open_wireguard(wanted.name)
+            try:
+                await configure(wanted, wireguard, endpoints=endpoints)
+            finally:
+                wireguard.close()
+            done.written.append("key, port, mark or peers")
+    except HostError as error:
+        done.problems.append(str(error))
+    return done
 
 
 def _changes(wanted: Owned, current: Interface, *, endpoints: bool) -> Changes:
@@ -245,6 +261,7 @@ def _boot() -> str:
         raise HostError(f"cannot read {BOOT_ID}: {error.strerror}") from error
 
 
-def _about_to_make(state_dir: Path, name: str) -> bool:
+def about_to_make(state_dir: Path, name: str) -> bool:
+    """Whether an interface of this name was being made since the machine booted. Raises HostError."""
     made = read_json(state_dir / made_file(name), _Made)
     return made is not None and made.boot == _boot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from relayd.agent import loopback
 from relayd.errors import HostError
 from relayd.kernel import host_rules, state_dir
 from relayd.kernel.cleanup import ROUNDS, Cleanup
-from relayd.kernel.device import Interface
+from relayd.kernel.device import NO_KEY, Interface
 from relayd.kernel.host_rules import HostRules
 from relayd.kernel.links import MADE_HERE, Link
+from relayd.kernel.ownership import BOOT_ID
 from relayd.kernel.routing import RoutingChanges
 from relayd.kernel.sysctls import Sysctls
 from relayd.keys import PublicKey
@@ -142,6 +144,23 @@ async def test_g22_an_interface_that_is_not_ours_stays(host: Host, change: Calla
     assert outcome.is_clean
     assert host.device.removed == []
     assert len(outcome.kept) == 1
+
+
+async def test_one_that_a_killed_start_had_only_just_made_goes(host: Host) -> None:
+    """Without a name, a key or a mark: what says whose it is was written beforehand, and goes too."""
+    link, blank = replace(LINK, alias=""), Interface("wire_kube", NO_KEY, 0, 0, {})
+    host.device = FakeDevice(link, blank)
+    assert (await host.cleanup().run()).kept, "it could be anybody's"
+    host.device.removed.clear()
+    made = host.state / state_dir.made_file("wire_kube")
+    made.parent.mkdir()
+    made.write_text(json.dumps({"boot": BOOT_ID.read_text().strip()}))
+    outcome = await host.cleanup().run()
+    assert (outcome.is_clean, outcome.kept, host.device.removed) == (True, [], ["wire_kube"])
+    host.device = FakeDevice(link, replace(blank, public_key=PublicKey(b"o" * 32)))
+    made.parent.mkdir()
+    made.write_text(json.dumps({"boot": BOOT_ID.read_text().strip()}))
+    assert (await host.cleanup().run()).kept, "somebody has given it a key"
 
 
 async def test_a_rebuild_keeps_the_key(host: Host) -> None:
