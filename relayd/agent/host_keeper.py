@@ -63,12 +63,12 @@ class HostKeeper:
         inventory: Inventory,
         relays: Sequence[JoinString],
         *,
-        keep_interface: Callable[[], Awaitable[list[str]]] | None = None,
+        keep_interface: Callable[[], Awaitable[Applied]] | None = None,
         resolve: Callable[[Sequence[JoinString]], Awaitable[Sequence[Address]]] = addresses_of,
         watch: Callable[[str, Callable[[], None], Callable[[], None]], Awaitable[None]] = events.watch,
         every_s: float = EVERY_S,
     ) -> None:
-        """`keep_interface` puts the interface itself right and says what it wrote; None: it isn't ours."""
+        """`keep_interface` puts the interface itself right; None: it isn't ours."""
         self.inventory = inventory
         self.problems: list[str] = []
         """What couldn't be done at the last look."""
@@ -125,8 +125,8 @@ class HostKeeper:
         inventory: Inventory,
         relays: Sequence[JoinString],
         *,
-        now: Callable[[], Awaitable[list[str]]],
-        later: Callable[[], Awaitable[list[str]]],
+        now: Callable[[], Awaitable[Applied]],
+        later: Callable[[], Awaitable[Applied]],
     ) -> None:
         """The host is to be otherwise: `inventory`, and the interface as `now` puts it, and `later` keeps it.
 
@@ -142,18 +142,16 @@ class HostKeeper:
             await self._resolve_again()
             await self.look()
 
-    async def _put_right(self, keep_interface: Callable[[], Awaitable[list[str]]] | None) -> list[str]:
-        problems, written = [], []
+    async def _put_right(self, keep_interface: Callable[[], Awaitable[Applied]] | None) -> list[str]:
+        done = Applied()
         try:
             if keep_interface is not None:
-                written += await keep_interface()
-            done = await self._apply()
-            written += done.written
-            problems = done.problems
+                done.add(await keep_interface())
+            done.add(await self._apply())
         except HostError as error:
-            problems = [str(error)]
-        self._tell(problems)
-        return written
+            done.problems.append(str(error))
+        self._tell(done.problems)
+        return done.written
 
     async def _apply(self) -> Applied:
         """With the rule that keeps the relay's connection out of the tunnel, if that is what it takes."""

@@ -32,6 +32,7 @@ from relayd.kernel.routing import (
     WHOLE_MARK,
     Address,
     Hop,
+    RefusedRoutesError,
     Route,
     Routing,
     RoutingChanges,
@@ -193,10 +194,15 @@ def loop(interface: str, state: RoutingState, hop: Hop | None, version: int) -> 
 
 @dataclass(slots=True)
 class Applied:
-    """What `HostRules.apply` wrote, and what of the lesser things it couldn't: a line each."""
+    """What was written, and what of the lesser things couldn't be: a line each."""
 
     written: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    def add(self, more: Applied) -> None:
+        """What was done after that."""
+        self.written += more.written
+        self.problems += more.problems
 
 
 class HostRules:
@@ -215,7 +221,7 @@ class HostRules:
         `relay` are the relay's addresses, as far as they are known: before a route is added, a look-up proves
         that none is reached through the tunnel. Raises LoopError, with nothing added, and HostError.
         Sysctls and firewall that can't be written (a container) are problems, and not the end: most hosts
-        work without.
+        work without. So are single routes: peers say where they lead.
         """
         done = Applied()
         state = await self.routing.read()
@@ -237,8 +243,14 @@ class HostRules:
             add_rules=tuple(rule for rule in changes.add_rules if rule not in first.add_rules),
             remove_rules=tuple(rule for rule in changes.remove_rules if rule not in first.remove_rules),
         )
-        await self.routing.write(rest)
-        done.written += list(_lines(changes))
+        refused: frozenset[Route] = frozenset()
+        try:
+            await self.routing.write(rest)
+        except RefusedRoutesError as error:  # a peer's IPv6 on a host that has none, say
+            refused = error.routes
+            done.problems.append(str(error))
+        taken = tuple(route for route in changes.set_routes if route not in refused)
+        done.written += list(_lines(replace(changes, set_routes=taken)))
         for sysctl in wanted.sysctls:
             try:
                 if self.sysctls.wrong([sysctl]):

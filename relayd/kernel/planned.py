@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -76,10 +77,20 @@ class PlannedWireGuard(ABC):
             changes = plan(
                 current, private_key, listen_port=listen_port, fwmark=fwmark, peers=peers, now=time.time()
             )
-            if changes == Changes():
-                return False
-            await self._write(f"configure {self.name}", changes)
-            return True
+            device, rest = (
+                replace(changes, remove=(), peers=()),
+                Changes(remove=changes.remove, peers=changes.peers),
+            )
+            refused: HostError | None = None
+            for part in (device, rest):
+                if part != Changes():
+                    try:
+                        await self._write(f"configure {self.name}", part)
+                    except HostError as error:  # a port in use doesn't keep a peer that was deleted
+                        refused = refused or error
+            if refused is not None:
+                raise refused
+            return changes != Changes()
 
     def close(self) -> None:  # noqa: B027 - nothing is held
         """See relayd.kernel.device.WireGuard."""

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -130,6 +130,15 @@ class Hop:
         return f"{via}dev {self.device} table {table}{source}"
 
 
+class RefusedRoutesError(HostError):
+    """The kernel didn't take these routes. All else that was to be written is."""
+
+    def __init__(self, refused: Mapping[Route, HostError]) -> None:
+        first, *others = map(str, refused.values())
+        super().__init__(first + (f" (and {len(others)} routes more)" if others else ""))
+        self.routes = frozenset(refused)
+
+
 class Routing(Protocol):
     """The host's routing. Every call is bounded in time and raises HostError."""
 
@@ -138,7 +147,10 @@ class Routing(Protocol):
         ...
 
     async def write(self, changes: RoutingChanges) -> None:
-        """Carry out `changes`. What is there (or gone) already is no error."""
+        """Carry out `changes`. What is there (or gone) already is no error.
+
+        Raises RefusedRoutesError, at the end, for routes that can't be on this host.
+        """
         ...
 
     async def look_up(self, addresses: Sequence[Address], *, mark: int) -> list[Hop | None]:
@@ -325,9 +337,13 @@ async def _write_routes(changes: RoutingChanges) -> None:
         for code in codes[: len(gone)]:
             if code not in (0, errno.ESRCH, errno.ENODEV):
                 raise rtnl.failure("remove a route", code)
-        for route, code in zip(changes.set_routes, codes[len(gone) :], strict=True):
-            if code:
-                raise _refusal(route, code)
+        refused = {
+            route: _refusal(route, code)
+            for route, code in zip(changes.set_routes, codes[len(gone) :], strict=True)
+            if code
+        }
+        if refused:
+            raise RefusedRoutesError(refused)
         return
     raise hints.no_answer("write routes", "the kernel", rtnl.DEADLINE_S)
 

@@ -20,6 +20,7 @@ from relayd.kernel.routing import (
     WHOLE_MARK,
     Address,
     Hop,
+    RefusedRoutesError,
     Route,
     RoutingChanges,
     RoutingState,
@@ -48,6 +49,8 @@ class FakeRouting:
         """Destination -> device."""
         self.writes: list[RoutingChanges] = []
         self.failure: HostError | None = None
+        self.without: set[int] = set()
+        """Versions of which no route can be set."""
 
     async def read(self) -> RoutingState:
         self._check()
@@ -67,8 +70,11 @@ class FakeRouting:
                 self.rules.remove(rule)
         for gone in changes.remove_routes:
             self.routes = [route for route in self.routes if not _same_place(route, gone)]
-        for new in changes.set_routes:
+        refused = [route for route in changes.set_routes if route.destination.version in self.without]
+        for new in (route for route in changes.set_routes if route not in refused):
             self.routes = [route for route in self.routes if not _same_place(route, new)] + [new]
+        if refused:
+            raise RefusedRoutesError({route: HostError(f"cannot set {route}") for route in refused})
 
     async def look_up(self, addresses: Sequence[Address], *, mark: int) -> list[Hop | None]:
         self._check()

@@ -138,3 +138,15 @@ async def test_a_host_without_a_way_to_the_relay_is_no_loop(rules: HostRules) ->
     await rules.apply(host_rules.owned("tunnel0", ADDRESSES, [ip_network("0.0.0.0/0")]), [RELAY])
     sh("ip link set eth9 down")
     await rules.apply(OURS, [RELAY])
+
+
+async def test_a_peers_ipv6_on_a_host_without_keeps_nothing_else_from_its_place(rules: HostRules) -> None:
+    sh("sysctl -qw net.ipv6.conf.tunnel0.disable_ipv6=1")
+    done = await rules.apply(OURS, [RELAY])
+    (problem,) = done.problems
+    assert "cannot set route fd77::/64 dev tunnel0 table 22347" in problem
+    assert "IPv6 is disabled on tunnel0" in problem
+    assert sh("ip route show table 22347").count("dev tunnel0") == 2
+    assert sh("sysctl -n net.ipv4.conf.tunnel0.rp_filter") == "2\n"
+    again = await rules.apply(OURS, [RELAY])
+    assert (again.written, again.problems) == ([], [problem]), "what wasn't written isn't said to be"

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.kernel.device import PeerSettings
+from relayd.kernel.host_rules import Applied
 from relayd.kernel.ownership import Owned, keep_owned, open_owned
 from tests.helpers.wireguard_contract import networks, new_key
 from tests.kernel.shell import removed, sh
@@ -58,7 +59,7 @@ async def test_one_with_our_key_is_used_byte_for_byte_as_it_is(state: Path) -> N
     assert not opened.made
     assert [line["event"] for line in lines] == ["interface.reused"]
     assert sh(SHOWN) == before
-    assert await keep_owned(OWNED, state) == []
+    assert await keep_owned(OWNED, state) == Applied()
     assert sh(SHOWN) == before
 
 
@@ -139,12 +140,28 @@ async def test_what_somebody_changes_is_put_right_and_endpoints_are_left(state: 
         f"wg set {NAME} fwmark 0 listen-port 4711 "
         f"peer {PEER.key} allowed-ips 10.1.0.0/16 endpoint 192.0.2.3:3"
     )
-    written = await keep_owned(OWNED, state)
-    assert written == [
+    done = await keep_owned(OWNED, state)
+    assert done.written == [
         f"interface {NAME} up", "mtu 1380", "address 10.8.0.1/24", "address fd08::1/64",
         "key, port, mark or peers",
     ]  # fmt: skip
     assert sh(SHOWN).replace("proto kernel ", "") == right.replace("proto kernel ", "")
     sh(f"ip link del {NAME}")
-    assert await keep_owned(OWNED, state) == [f"interface {NAME}"]
+    assert await keep_owned(OWNED, state) == Applied(written=[f"interface {NAME}"])
     assert sh(SHOWN).count("10.77.0.0/16") == 1
+
+
+async def test_a_port_that_others_have_keeps_no_peer_that_was_deleted(state: Path) -> None:
+    """The mesh names another port, which is in use on this host: its peers are followed all the same."""
+    await open_owned(OWNED, state)
+    new = PeerSettings(key=new_key().public(), allowed_ips=networks("10.78.0.0/16"))
+    sh("ip link add wire9 type wireguard; wg set wire9 listen-port 51999; ip link set wire9 up")
+    try:
+        done = await keep_owned(replace(OWNED, listen_port=51999, peers=(new,)), state)
+    finally:
+        removed("wire9")
+    assert [problem.partition(":")[0] for problem in done.problems] == [
+        f"{NAME} cannot listen on UDP port 51999"
+    ]
+    assert sh(f"wg show {NAME} peers").split() == [str(new.key)]
+    assert "listening port: 51820" in sh(f"wg show {NAME}")

@@ -19,7 +19,7 @@ from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.kernel import host_rules
 from relayd.kernel.device import Interface, Peer
-from relayd.kernel.host_rules import HostRules, Inventory, LoopError
+from relayd.kernel.host_rules import Applied, HostRules, Inventory, LoopError
 from relayd.kernel.routing import Address, RoutingChanges
 from relayd.kernel.sysctls import Sysctls
 from tests.helpers.fake_host import FakeFirewall, FakeRouting, proc_sys
@@ -40,6 +40,7 @@ class Host:
         self.addresses: list[Address] = [ip_address("192.0.2.9")]
         self.looks = 0
         self.interface_problem: HostError | None = None
+        self.lesser_problems: list[str] = []
         self.news: Callable[[], None] = lambda: None
         self.firewall_news: Callable[[], None] = lambda: None
         self.lines: list[Mapping[str, object]] = []
@@ -48,12 +49,12 @@ class Host:
         await trio.lowlevel.checkpoint()
         return self.addresses
 
-    async def keep_interface(self) -> list[str]:
+    async def keep_interface(self) -> Applied:
         await trio.lowlevel.checkpoint()
         self.looks += 1
         if self.interface_problem is not None:
             raise self.interface_problem
-        return []
+        return Applied(problems=list(self.lesser_problems))
 
     async def watch(
         self, interface: str, changed: Callable[[], None], firewall_changed: Callable[[], None]
@@ -227,6 +228,31 @@ async def test_a_problem_is_told_once_and_so_is_its_end(
         await trio.sleep(2 * EVERY_S)
         assert keeper.problems == []
     assert [event for event in host.events() if event != "host.changed"] == ["host.wrong", "host.right"]
+
+
+async def test_what_of_the_interface_cannot_be_keeps_no_route_that_should_go(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept() as keeper:
+        await trio.sleep(1)
+        host.lesser_problems = ["wire_kube cannot listen on UDP port 51999"]
+        keeper.inventory = replace(OURS, routes=())
+        host.news()
+        await trio.sleep(2)
+        assert keeper.problems == host.lesser_problems
+        assert host.routing.routes == []
+
+
+async def test_an_interface_that_is_not_ours_gets_no_routes(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with host.kept():
+        await trio.sleep(1)
+        host.interface_problem = HostError("wire_kube is a veth interface")
+        host.routing.routes.clear()
+        host.news()
+        await trio.sleep(2)
+        assert host.routing.routes == []
 
 
 async def test_a_name_server_that_is_away_changes_no_address(

@@ -154,6 +154,22 @@ async def test_what_a_container_may_not_write_is_a_problem_and_not_the_end(
     assert len(done.written) == 8
 
 
+async def test_a_route_that_cannot_be_is_a_problem_and_not_the_end(
+    rules: HostRules, routing: FakeRouting
+) -> None:
+    assert isinstance(rules.firewall, FakeFirewall)
+    more = [ip_network("fd78::/64"), ip_network("10.77.0.0/16")]
+    routing.without = {6}
+    wanted = host_rules.owned("wire_kube", ADDRESSES, [*(route.destination for route in OURS.routes), *more])
+    done = await rules.apply(wanted, [RELAY])
+    assert [str(route.destination) for route in routing.routes] == ["10.9.7.0/24", "10.77.0.0/16"]
+    (problem,) = done.problems
+    assert "fd77::/64" in problem
+    assert problem.endswith("(and 1 routes more)")
+    assert rules.firewall.chains_of == {"nft": [True, False]}, "the rest has its place"
+    assert (await rules.apply(wanted, [RELAY])).written == []
+
+
 def test_old_values_are_remembered_once_and_restored_from_ours_alone(tmp_path: Path) -> None:
     root = proc_sys(tmp_path / "proc", a__b="0", a__c="5")
     sysctls = Sysctls(tmp_path / "state", root)
