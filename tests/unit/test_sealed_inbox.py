@@ -51,6 +51,16 @@ def test_a_peers_flood_is_cut_to_its_rate_and_hurts_no_other_peer() -> None:
     assert inbox.open_untrusted(ALICE_TO_BOB.seal(Ping(TXID), NONCE), float(seconds)) is not None
 
 
+def test_what_others_send_in_a_peers_name_takes_nothing_of_its_rate() -> None:
+    inbox = inbox_of_bob()
+    forged = bytearray(ALICE_TO_BOB.seal(Ping(TXID), NONCE))
+    forged[-1] ^= 1
+    for step in range(10 * int(MESSAGES_BURST)):
+        assert inbox.open_untrusted(bytes(forged), step / 1000) is None
+    assert inbox.open_untrusted(ALICE_TO_BOB.seal(Ping(TXID), NONCE), 0.6) is not None
+    assert inbox.drops == {"malformed": 10 * int(MESSAGES_BURST)}
+
+
 def test_what_does_not_open_is_counted() -> None:
     inbox = inbox_of_bob()
     datagram = bytearray(ALICE_TO_BOB.seal(Ping(TXID), NONCE))
