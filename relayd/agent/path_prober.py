@@ -211,7 +211,7 @@ class PathProber:
         """The interface was read."""
         if interface.private_key is not None and interface.private_key != self._private_key:
             self._private_key = interface.private_key
-            self._finders.clear()
+            self._forget(self._finders)  # what is known of peers, they told to another
             self._inbox = self._new_inbox()
         if interface.listen_port and interface.listen_port != self._listen_port:
             self._listen_port = interface.listen_port
@@ -246,11 +246,7 @@ class PathProber:
 
     def _set_peers(self, interface: Interface, now: float) -> None:
         self._inbox.set_peers(interface.peers)
-        for key in self._finders.keys() - interface.peers.keys():
-            del self._finders[key]
-            self._due.pop(key, None)
-        if self._carriers is not None:
-            self._carriers.keep(interface.peers.keys() & self._finders.keys())
+        self._forget(self._finders.keys() - interface.peers.keys())
         for key in interface.peers.keys() - self._finders.keys():
             finder = self._finders[key] = Pathfinder(
                 interface.public_key,
@@ -264,6 +260,14 @@ class PathProber:
                 turn=self._turn,
             )
             finder.relay_is(self._connected, now)
+
+    def _forget(self, peers: Iterable[PublicKey]) -> None:
+        for key in list(peers):
+            del self._finders[key]
+            self._due.pop(key, None)  # there may be none: it hasn't acted yet
+            self._proxy.set_direct(key, None)
+        if self._carriers is not None:
+            self._carriers.keep(self._finders.keys())
 
     def _view(self, peer: Peer, proxied: Proxied | None) -> KernelView:
         endpoint = peer.endpoint

@@ -209,6 +209,22 @@ async def test_peers_and_keys_come_and_go(
     a.prober.was_set(BOB.public(), None)  # of a peer that went meanwhile
 
 
+async def test_with_another_key_nothing_of_the_old_peers_is_left(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """As when `wg-quick down; wg-quick up` with another configuration comes between two reads."""
+    a, _ = await together(nursery)
+    await trio.sleep(2.0)
+    assert a.direct == {BOB.public(): HOMES["b"]}
+    stranger = MALLORY.public()
+    peers = {stranger: Peer(stranger, None, (), None, 0, 0, 0)}
+    a.peer = stranger
+    interface = a.interface(peers=peers, private_key=MALLORY, public_key=stranger)
+    a.prober.saw(interface, trio.current_time())
+    assert a.direct == {BOB.public(): None}, "late packets of its are no direct ones any more"
+    assert a.prober._due.keys() <= {stranger}  # else the clock would strike for ever
+
+
 async def test_a_new_listen_port_is_followed(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
