@@ -82,8 +82,11 @@ class OwnAddresses:
         self._hold_s, self._demanded_s, self._wanted, self._fresh = hold_s, demanded_s, wanted, fresh
         self._resolver = resolver if resolver is not None else Resolver()
         self._watch, self._addresses = watch, addresses
-        self._news = trio.Event()
-        self._hosts: list[Candidate] = []
+        self._news, self._to_ask = trio.Event(), trio.Event()
+        self._asking = trio.CancelScope()
+        """Of the question to STUN servers that is under way."""
+        self._hosts: list[Candidate] | None = None
+        """None: the host's addresses haven't been read yet."""
         self._mapped: dict[int, list[Candidate]] = {}
         """By IP version, what STUN saw last."""
         self._places: dict[int, frozenset[Endpoint | Address]] = {}
@@ -151,10 +154,12 @@ class OwnAddresses:
             nursery.start_soon(self._watch, self.look_again)
             nursery.start_soon(self._follow_relay)
             nursery.start_soon(self._follow_counting)
+            nursery.start_soon(self._keep_asking)
             task_status.started()
             while True:
                 self._news = trio.Event()
-                await self._look()
+                await self._look_at_host()  # others wait for what STUN says, whatever comes of this
+                self._to_ask.set()
                 with trio.move_on_after(REFRESH_S):
                     await self._news.wait()
                     await trio.sleep(SETTLE_S)
@@ -168,10 +173,15 @@ class OwnAddresses:
             connected = self._connected()
             await trio.sleep(1.0)
 
-    async def _look(self) -> None:
-        await self._look_at_host()  # others wait for what STUN says, whatever comes of this
-        moved = await self._ask()
-        self._tell(self.local, moved=moved)
+    async def _keep_asking(self) -> None:
+        """Ask STUN servers whenever the host was looked at. On the side: where none of them answers that
+        takes seconds, and the next address isn't told any later for it."""
+        while True:
+            await self._to_ask.wait()
+            self._to_ask = trio.Event()
+            with trio.CancelScope() as self._asking:
+                moved = await self._ask()
+                self._tell(self.local, moved=moved)
 
     async def _look_at_host(self) -> None:
         try:
@@ -191,11 +201,14 @@ class OwnAddresses:
             for one in outer
         ]
         hosts = host_candidates(facts, self._port(), only=self._only, now=now)
-        moved = bool(self._hosts) and {one.endpoint for one in hosts} != {one.endpoint for one in self._hosts}
-        self._hosts = hosts
+        before, self._hosts = self._hosts, hosts
+        # From none to one too: who changes networks has none in between.
+        moved = before is not None and {one.endpoint for one in hosts} != {one.endpoint for one in before}
         if moved:
+            self._asking.cancel()  # what it asks from has gone, maybe
             self._places.clear()
             self._mapped.clear()  # seen from an address that isn't ours any more, maybe
+            self._prediction, self.symmetric = None, False
             self._moved()
         base = replace(
             self.local,
@@ -245,7 +258,7 @@ class OwnAddresses:
             # What a symmetric NAT gave for a STUN server isn't what a peer gets, but one has to be told: a
             # peer whose own NAT filters by address alone opens it by a Ping there.
             candidates=tuple(
-                chosen([*self._hosts, *self._more(), *(mapped[:1] if self.symmetric else mapped)])
+                chosen([*(self._hosts or ()), *self._more(), *(mapped[:1] if self.symmetric else mapped)])
             ),
             hold_s=self._demanded_s(self._hold_s, behind_nat),
             prediction=self._prediction,

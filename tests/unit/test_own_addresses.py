@@ -153,6 +153,58 @@ async def test_a_new_address_is_told_within_a_moment_and_forgets_what_the_old_on
     assert endpoints(first) == {"10.0.0.9:51820"}
 
 
+async def test_who_changes_networks_and_has_no_address_in_between_has_moved(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    world.answers = False
+    for addresses, told in (([], set()), ([ip_address("10.0.7.7")], {"10.0.7.7:51820"})):
+        world.told.clear()
+        world.addresses = list(addresses)
+        world.changed()
+        await trio.sleep(20.0)
+        first, moved = world.told[0]
+        assert (endpoints(first), moved) == (told, True)
+        assert not any(moved for _, moved in world.told[1:])
+
+
+async def test_an_address_that_comes_while_stun_servers_are_silent_is_told_within_a_moment(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    world.answers = False
+    await nursery.start(world.made().run)
+    await trio.sleep(10.0)
+    for last in (7, 8, 9):
+        world.told.clear()
+        world.addresses = [ip_address(f"10.0.7.{last}")]
+        world.changed()
+        await trio.sleep(0.2)  # less than a question takes
+        ((local, moved),) = world.told
+        assert (endpoints(local), moved) == ({f"10.0.7.{last}:51820"}, True)
+    world.answers = True
+    world.changed()
+    await trio.sleep(4.0)
+    assert endpoints(world.told[-1][0]) == {"10.0.7.9:51820", "203.0.113.5:40000"}
+
+
+async def test_what_was_predicted_of_a_nat_is_forgotten_with_it(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    world.mapped = {SERVER: Endpoint.parse("203.0.113.5:40000"), SECOND: Endpoint.parse("203.0.113.5:40001")}
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    assert world.told[-1][0].prediction is not None
+    world.answers, world.addresses = False, [ip_address("10.0.7.7")]
+    world.changed()
+    await trio.sleep(10.0)
+    last = world.told[-1][0]
+    assert (last.prediction, last.symmetric) == (None, False)
+
+
 async def test_a_stun_server_that_falls_silent_takes_nothing_away(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
