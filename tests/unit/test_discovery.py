@@ -113,6 +113,28 @@ async def test_answers_that_nobody_asked_for_and_malformed_ones_are_ignored(
         await client.ask(SERVER)
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["203.0.113.5:0", "0.0.0.0:51820", "224.0.0.1:51820", "127.0.0.1:51820", "[2001:db8::5]:51820"],
+)
+async def test_an_answer_that_names_no_place_of_ours_is_ignored(
+    network: Network, autojump_clock: MockClock, told: str
+) -> None:
+    """Peers refuse a list of candidates with a port 0 in it, and so would hear of no address at all."""
+    lie = Endpoint.parse(told)
+    client, send = network.client(), network.send
+
+    def lying(payload: bytes, to: Endpoint, *, source: Address | None = None) -> None:
+        network.reply = None
+        if len(network.sent) == 0:  # from whoever is first, as one in between can be
+            network.reply = stun.answer_untrusted(payload, lie, local=SERVER, other=None).data  # type: ignore[union-attr]
+        send(payload, to, source=source)
+
+    network.send = lying  # type: ignore[method-assign]
+    assert (await client.ask(SERVER)).mapped == SEEN
+    assert len(network.sent) == 2
+
+
 # Names -----------------------------------------------------------------------------------------------------
 
 

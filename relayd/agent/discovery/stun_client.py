@@ -14,6 +14,7 @@ from relayd.endpoints import Endpoint
 from relayd.errors import RemoteProtocolError
 from relayd.netio.raw_udp import Address, Datagram
 from relayd.observe import log
+from relayd.paths.candidates import is_usable
 from relayd.wire import stun
 
 REPEAT_S = (0.0, 0.5, 1.5)
@@ -57,6 +58,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Question:
+    server: Endpoint
     came: trio.Event = field(default_factory=trio.Event)
     answer: stun.BindingAnswer | None = None
     datagram: Datagram | None = None
@@ -77,11 +79,13 @@ class StunClient:
         if question is None or question.answer is not None:
             return
         try:
-            question.answer = stun.decode_answer_untrusted(datagram.payload)
+            answer = stun.decode_answer_untrusted(datagram.payload)
+            if answer.mapped is not None:
+                _check_untrusted(answer.mapped, question.server)
         except RemoteProtocolError as error:
             log.get().debug("stun.malformed_answer", server=str(datagram.source), error=str(error))
             return
-        question.datagram = datagram
+        question.answer, question.datagram = answer, datagram
         question.came_at = trio.current_time()
         question.came.set()
 
@@ -96,7 +100,7 @@ class StunClient:
         """One answer. Raises NoAnswerError."""
         transaction = self._draw(stun.TRANSACTION_BYTES)
         request = stun.encode_request(transaction, change_ip=change_ip, change_port=change_port)
-        question = self._waiting[transaction] = _Question()
+        question = self._waiting[transaction] = _Question(server)
         begun = sent_at = trio.current_time()
         try:
             for number in range(len(REPEAT_S)):
@@ -122,3 +126,12 @@ class StunClient:
             local=question.datagram.local,
             round_trip_s=max(0.0, question.came_at - sent_at),
         )
+
+
+def _check_untrusted(mapped: Endpoint, server: Endpoint) -> None:
+    """Raise RemoteProtocolError for what can't be where `server` saw a question come from. It would be told
+    to all peers, and published: they drop a whole list of candidates for a port 0 in it.
+    """
+    address, here = mapped.address, server.is_loopback() and mapped.is_loopback()
+    if address.version != server.address.version or not mapped.port or not (here or is_usable(address)):
+        raise RemoteProtocolError(f"a question can't have come from {mapped}")
