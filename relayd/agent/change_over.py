@@ -34,17 +34,21 @@ def leaving_times(
 class ChangeOver:
     """When what is to be done about `old`, whose relay has just said that it drains."""
 
-    def __init__(self, old: RelayLeg, uniform: Callable[[float, float], float]) -> None:
-        """`uniform` draws the moment of the dial, and the jitter of its retries."""
+    def __init__(self, old: RelayLeg, uniform: Callable[[float, float], float], drains: Backoff) -> None:
+        """`uniform` draws the moment of the dial, and the jitter of its retries. `drains` has been told of
+        the relay's earlier ones: one that asks each new connection to leave is dialled like one that
+        fails."""
         self.old = old
         self._uniform = uniform
+        pause_s = drains.failed(trio.current_time() - old.connected_at)
+        self._pause_s = pause_s if drains.failures > 1 else 0.0
         self._told_at = trio.current_time()
 
     async def successor(self, connect: Callable[[], Awaitable[RelayLeg | None]]) -> RelayLeg | None:
         """`connect`, again and again while the old connection lasts. None: it has ended before."""
         old = self.old
         retries = Backoff(self._uniform, cap_s=DRAIN_RETRY_S)
-        with trio.move_on_after(self._uniform(0.0, old.drain_s * DRAIN_DIAL_OF)):
+        with trio.move_on_after(max(self._pause_s, self._uniform(0.0, old.drain_s * DRAIN_DIAL_OF))):
             await old.connection.ended.wait()
         while not old.has_ended:
             successor = await connect()

@@ -12,6 +12,9 @@ from relayd.wire.identity import Trust, Welcomed
 LINES_EVERY_S = 30.0
 """Between two log lines with one and the same text of the relay's: it chooses the texts, not the pace."""
 
+MOST_LINES = 10
+"""With any texts of its, in so long."""
+
 
 class LinkJournal:
     """The lines of one link."""
@@ -19,7 +22,9 @@ class LinkJournal:
     def __init__(self, relay: str) -> None:
         """`relay` is its address, a fact of every line."""
         self._log = log.get(relay=relay)
-        self._said = log.Throttle(self._log, every_s=LINES_EVERY_S, by=("text",), clock=trio.current_time)
+        self._said = log.Throttle(
+            self._log, every_s=LINES_EVERY_S, by=("text",), clock=trio.current_time, most=MOST_LINES
+        )
 
     # Connections
 

@@ -82,6 +82,7 @@ class RelayLink:
         self._known = known if known is not None else KnownRelays(None)
         self._handover = handover if handover is not None else AgentHandover(Manager.none())
         self._backoff = Backoff(uniform, early_tries=EARLY_TRIES)
+        self._drains = Backoff(uniform)
         self._maker = LegMaker(
             poller,
             relay,
@@ -300,12 +301,13 @@ class RelayLink:
         return successor
 
     async def _succeed(self, old: RelayLeg) -> RelayLeg | None:
-        """The relay drains: make a second connection, and let the old one go when it isn't needed any
-        more."""
+        """The relay drains: make a second connection; the old one goes when it isn't needed any more."""
         assert self._nursery is not None
-        change = ChangeOver(old, self._uniform)
+        change = ChangeOver(old, self._uniform, self._drains)
         successor = await change.successor(self._connect)
         if successor is not None:
+            for leg in {*self._legs} - {old, successor}:  # two, however long the relay gives each
+                leg.end(DRAINED)
             self._nursery.start_soon(self._let_go, change, successor, name="drained connection")
         return successor
 

@@ -16,6 +16,7 @@ import logging
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from types import ModuleType
@@ -98,15 +99,24 @@ class Throttle:
 
     `by` names the facts that tell two occurrences apart. The line after a silence carries `suppressed`, the
     number of those that were left out. `clock` gives monotonic seconds (`trio.current_time`, a test's own).
+    `most`: lines in `every_s` seconds, whatever the keys are; for where a stranger chooses them.
     """
 
     LIMIT = 1024
     """At most so many are told apart; past that the oldest are forgotten: strangers may choose the keys."""
 
     def __init__(
-        self, logger: FilteringBoundLogger, *, every_s: float, by: tuple[str, ...], clock: Callable[[], float]
+        self,
+        logger: FilteringBoundLogger,
+        *,
+        every_s: float,
+        by: tuple[str, ...],
+        clock: Callable[[], float],
+        most: int = LIMIT,
     ) -> None:
         self._logger, self._every_s, self._by, self._clock = logger, every_s, by, clock
+        self._lines: deque[float] = deque(maxlen=most)
+        """When the last ones were written."""
         self._seen: dict[tuple[object, ...], tuple[float, int]] = {}  # in order of the last line
 
     def debug(self, event: str, **facts: object) -> None:
@@ -129,16 +139,21 @@ class Throttle:
         which = (event, *(facts.get(name) for name in self._by))
         now = self._clock()
         said_at, suppressed = self._seen.get(which, (-float("inf"), 0))
-        if now - said_at < self._every_s:
-            self._seen[which] = (said_at, suppressed + 1)
+        full = len(self._lines) == self._lines.maxlen and now - self._lines[0] < self._every_s
+        if full or now - said_at < self._every_s:
+            self._note(which, said_at, suppressed + 1)
             return
         self._seen.pop(which, None)  # to the end: the dict stays in order of the last line
-        self._seen[which] = (now, 0)
-        if len(self._seen) > self.LIMIT:
-            del self._seen[next(iter(self._seen))]
+        self._note(which, now, 0)
+        self._lines.append(now)
         if suppressed:
             facts = {**facts, "suppressed": suppressed}
         getattr(self._logger, level)(event, **facts)
+
+    def _note(self, which: tuple[object, ...], said_at: float, suppressed: int) -> None:
+        self._seen[which] = (said_at, suppressed)
+        if len(self._seen) > self.LIMIT:
+            del self._seen[next(iter(self._seen))]
 
 
 class _Sink:

@@ -198,3 +198,13 @@ class TestThrottle:
         for number in range(self.throttle.LIMIT + 1):
             self.throttle.debug("peer.refused", peer=number)
         assert len(self.throttle._seen) == self.throttle.LIMIT
+
+    def test_who_chooses_the_keys_does_not_choose_how_many_lines_there_are(self) -> None:
+        self.throttle = log.Throttle(log.get(), every_s=10, by=("peer",), clock=lambda: self.now, most=3)
+        for number in range(2 * self.throttle.LIMIT):
+            self.throttle.warning("peer.refused", peer=number)
+        assert [peer for _, peer, _ in self.said()] == [0, 1, 2]
+        assert len(self.throttle._seen) == self.throttle.LIMIT
+        self.now += 10
+        self.throttle.warning("peer.refused", peer=2 * self.throttle.LIMIT - 1)
+        assert self.said()[3:] == [("peer.refused", 2 * self.throttle.LIMIT - 1, 1)]

@@ -88,3 +88,33 @@ async def test_a_drained_relay_without_a_successor_is_used_to_its_end(mock_clock
             mock_clock.jump(1.0)  # as after any other fault: the tries meanwhile count for nothing
             await settle()
             assert rig.link.dials == dials + 1
+
+
+async def test_a_relay_that_asks_each_connection_to_leave_is_not_dialled_without_end(
+    mock_clock: MockClock,
+) -> None:
+    with TinyRelay() as relay, capture_logs() as lines:
+        async with running(relay, SECURE, join=pinned(relay)) as rig:
+            sessions = [await welcomed(relay, rig)]
+            for _ in range(10):
+                await sessions[-1].send(encode_drain(0))
+                await settle()
+                if not relay.has_waiting():
+                    break
+                sessions.append(await welcomed(relay, rig))
+            assert len(sessions) == 2  # the first may well be the last
+            for _ in range(60):
+                mock_clock.jump(1.0)
+                await settle()
+                if relay.has_waiting():
+                    sessions.append(await welcomed(relay, rig))
+                    await sessions[-1].send(encode_drain(20))
+                    await settle()
+                for session in sessions[-3:]:
+                    for kind, body in await session.frames_so_far():
+                        if kind == PING:
+                            await session.send(encode(PONG, body))
+                assert len(rig.link._legs) <= 2
+            assert rig.link.connected
+            assert 4 < rig.link.dials < 10
+    assert [line["event"] for line in lines].count("link.connected") < 10
