@@ -27,6 +27,7 @@ from relayd.kernel import state_dir
 from relayd.manager.manager import Manager
 from relayd.manager.status_line import status_services
 from relayd.manager.watchdog import watchdog_services
+from relayd.netio.names import Names
 from relayd.observe import log
 from relayd.observe.http_place import HttpPlace
 from relayd.services import supervise
@@ -51,6 +52,7 @@ async def run_agent(
     interface, a capability or the proxy's port is missing, when an agent runs for this interface already, or
     when the relay would be reached through the tunnel.
     """
+    trio.socket.set_custom_hostname_resolver(Names())
     manager = manager if manager is not None else Manager.none()
     signals = signals if signals is not None else Signals()
     if not config.kubernetes:

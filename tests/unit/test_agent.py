@@ -24,6 +24,7 @@ from relayd.errors import HostError
 from relayd.kernel.host_rules import HostRules
 from relayd.kernel.sysctls import Sysctls
 from relayd.keys import PrivateKey, PublicKey
+from relayd.netio.names import Names
 from relayd.observe.control import ask
 from relayd.observe.exposition import Exporter
 from relayd.signals import Signals
@@ -138,6 +139,7 @@ async def test_agent_is_ready_without_its_relay(tmp_path: Path, monkeypatch: pyt
         status = await status_of(settings)
         assert "Connection refused" in status["relay"]["reason"]
         assert status["peers"][0]["path"] == "none"
+        assert isinstance(trio.socket.set_custom_hostname_resolver(None), Names)
         nursery.cancel_scope.cancel()
 
 
