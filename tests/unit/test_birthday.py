@@ -181,3 +181,29 @@ def test_a_sequential_nat_is_met_by_its_prediction() -> None:
         network = Network(seed, "sequential", "port_restricted")
         network.start()
         assert met(network, 10.0) is not None, seed
+
+
+@pytest.mark.parametrize("hard", ["a", "b"])
+@pytest.mark.parametrize("away_s", [0.5, 5.0])
+def test_a_restart_of_the_hard_ends_agent_costs_the_other_way_4_s(hard: str, away_s: float) -> None:
+    """The sockets go with the process. Its own end is on the relay as soon as it is back; the other one goes
+    on sending to where they were, as to any path that is cut, until the relay answers better."""
+    nats = ("symmetric", "port_restricted") if hard == "a" else ("port_restricted", "symmetric")
+    for seed in range(5):
+        network = Network(seed, *nats, birthday=True)
+        network.start()
+        for node in network.nodes:
+            network.send_traffic(node, 0.05)
+        assert met(network, 30.0) is not None
+        network.run(10.0)
+        one, other = (network.a, network.b) if hard == "a" else (network.b, network.a)
+        begun, one.path, one.carriers, one.attempt = network.now, None, {}, None
+        network.run(away_s)
+        one.endpoint = None  # what the agent makes of a loopback port that isn't its own any more
+        one.begin(other)
+        network.set_relay(one, up=True)
+        network.run(10.0)
+        back = begun + max(4.0, away_s + 1.0)
+        assert network.lost(one, begun + away_s + 0.1, network.now - 0.2) == 0
+        assert network.lost(other, back, network.now - 0.2) == 0
+        assert met(network, 120.0) is not None, "they find each other again"
