@@ -96,26 +96,53 @@ def held(directory: Path, *, alone: bool) -> Iterator[None]:
     Raises InUseError when others' work excludes ours, HostError when the directory can't be had. A directory
     that isn't there is nobody's, and `alone` it needs no lock.
     """
-    if not alone:
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise HostError(f"cannot make {directory}: {error.strerror} (see --state)") from error
+    descriptor = _locked(directory, alone=alone)
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield
-        return
-    except OSError as error:
-        raise HostError(f"cannot use {directory}: {error.strerror} (see --state)") from error
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                raise HostError(f"cannot lock {directory}: {error.strerror}") from error
-            who = "an agent is using it" if alone else "a cleanup is at work there"
-            raise InUseError(f"{directory}: {who}") from error
         yield
     finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(directory: Path, *, alone: bool) -> int | None:
+    """A descriptor of the directory, locked; None: there is no such directory."""
+    while True:
+        if not alone:
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise HostError(f"cannot make {directory}: {error.strerror} (see --state)") from error
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if alone:
+                return None
+            continue  # a cleanup has just taken it away
+        except OSError as error:
+            raise HostError(f"cannot use {directory}: {error.strerror} (see --state)") from error
+        try:
+            _lock(descriptor, directory, alone=alone)
+            # Between the two calls a cleanup may have taken it away: a lock on that keeps nobody out.
+            if _is_at(descriptor, directory):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path, *, alone: bool) -> None:
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.EWOULDBLOCK:
+            raise HostError(f"cannot lock {directory}: {error.strerror}") from error
+        who = "an agent is using it" if alone else "a cleanup is at work there"
+        raise InUseError(f"{directory}: {who}") from error
+
+
+def _is_at(descriptor: int, directory: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(directory))
+    except FileNotFoundError:
+        return False

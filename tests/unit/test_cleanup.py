@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -195,6 +196,24 @@ def test_the_names_of_the_agents_files_are_known() -> None:
     assert state_dir.is_ours("endpoints-wire_kube.json", "wire_kube")
     assert not state_dir.is_ours("endpoints-wg0.json", "wire_kube")
     assert not state_dir.is_ours("relay.key", "wire_kube")
+
+
+def test_an_agent_that_starts_while_a_cleanup_ends_holds_the_directory_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, flock = tmp_path / "state", fcntl.flock
+    state.mkdir()
+
+    def late(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_SH and "gone" not in os.listdir(tmp_path):
+            state.rename(tmp_path / "gone")  # the cleanup's last step, after ours looked for it
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with state_dir.held(state, alone=False):
+        assert state.is_dir()
+        with pytest.raises(state_dir.InUseError), state_dir.held(state, alone=True):
+            pass
 
 
 def test_a_state_directory_in_use_is_not_ours_alone(tmp_path: Path) -> None:
