@@ -183,12 +183,18 @@ class ApiClient:
             stamp = None if ca_file is None else ca_file.stat().st_mtime_ns
             if self._pool is None or stamp != self._ca_stamp:
                 context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-                if self._pool is not None:
-                    await self._pool.aclose()
-                self._pool = httpcore.AsyncConnectionPool(
-                    context, network_backend=self._backend, keepalive_expiry=60.0, max_keepalive_connections=2
+                old, self._pool = (
+                    self._pool,
+                    httpcore.AsyncConnectionPool(
+                        context,
+                        network_backend=self._backend,
+                        keepalive_expiry=60.0,
+                        max_keepalive_connections=2,
+                    ),
                 )
                 self._ca_stamp = stamp
+                if old is not None:  # not before: others, meanwhile, would make pools that nobody closes
+                    await old.aclose()
         except (OSError, ssl.SSLError) as error:
             raise UnreachableError(f"cannot use the CA in {ca_file}: {error}") from error
         return self._pool
