@@ -6,6 +6,7 @@ WireGuard by `ip` and `wg`; the relay is in `b` too.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -266,6 +267,16 @@ def test_cleanup_waits_for_the_agent_to_stop_and_leaves_the_host_as_it_was(node:
     agent = node.ready()
     assert (node.state / "privatekey").stat().st_mode & 0o777 == 0o600
     assert node.state.stat().st_mode & 0o777 == 0o700
+    # One that is stopped answers nobody, and is an agent all the same.
+    os.kill(agent.pid, signal.SIGSTOP)
+    refused = node.agents.start("a", "cleanup", *node.places())
+    assert refused.wait() == 3
+    assert "an agent is using it: stop it first" in refused.output()
+    forced = node.agents.start("a", "cleanup", "--force", *node.places())
+    assert forced.wait() == 0, forced.output()
+    assert "removed: interface wire_kube" in forced.output()
+    assert sh(BARE_STATE_OF_A) == before
+    agent.kill(signal.SIGKILL)
 
 
 def test_clean_state_rebuilds_by_request_and_keeps_the_key(node: Node) -> None:
