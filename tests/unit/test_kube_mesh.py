@@ -151,6 +151,24 @@ def test_whose_word_counts_for_the_endpoint(
     assert own_endpoint(view(peer("a", 0, endpoint=has), on=here), "a", said) == expected
 
 
+@pytest.mark.parametrize(
+    "written", ["192.0.2.9", "2001:db8::1:51820", "192.0.2.9:wireguard", "192.0.2.9:0", "a b:51820", ":51820"]
+)
+def test_an_annotation_that_names_no_endpoint_is_said_and_done_without(written: str) -> None:
+    """The whole resource would be refused: the node couldn't join."""
+    of = view(peer("a", 0), on=node("10.0.0.5", **{"wirekube.io/endpoint": written}))
+    found = Discovered(endpoint="198.51.100.1:40000", method="stun")
+    assert own_endpoint(of, "a", found) == ("198.51.100.1:40000", "stun")
+    assert any("annotation wirekube.io/endpoint" in line for line in meaning(of, ME).problems)
+
+
+@pytest.mark.parametrize("written", [" 192.0.2.9:51820\n", "[2001:db8::1]:51820", "home.example.net:51820"])
+def test_an_annotation_that_names_one_wins(written: str) -> None:
+    of = view(peer("a", 0), on=node("10.0.0.5", **{"wirekube.io/endpoint": written}))
+    assert own_endpoint(of, "a", Discovered()) == (written.strip(), "manual")
+    assert not any("annotation" in line for line in meaning(of, ME).problems)
+
+
 def test_an_unsure_endpoint_takes_the_place_of_nothing_but_another_one() -> None:
     found = Discovered(endpoint="[2001:db8::5]:51820", method="ipv6", sure=False)
     there = view(peer("a", 0, endpoint="203.0.113.9:9"), on=node("192.0.2.5"))

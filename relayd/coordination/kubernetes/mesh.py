@@ -17,7 +17,7 @@ from relayd.config.values import WrongError
 from relayd.coordination.kubernetes import addresses, claims, resources
 from relayd.coordination.kubernetes.addresses import Address, Network
 from relayd.coordination.model import AskedPatience, Mesh, MeshPeer, OwnedInterface, RelayMode
-from relayd.endpoints import Endpoint, split_host_port
+from relayd.endpoints import Endpoint, is_host_name, split_host_port
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
 
@@ -137,14 +137,30 @@ class Discovered:
     and than nothing else."""
 
 
+def annotated_endpoint(view: View) -> tuple[str, str]:
+    """-> the endpoint that the node's annotation names, "" where it names none; and what is wrong with it
+
+    One that the resource can't have would keep the rest out of it, too: its definition refuses the whole.
+    """
+    written = view.node.metadata.annotations.get(resources.ENDPOINT_ANNOTATION, "") if view.node else ""
+    text = written.strip()
+    try:
+        host, port = split_host_port(text) if text else ("", 1)
+        if port and (not text or is_host_name(host) or ip_address(host)):
+            return text, ""
+        raise ValueError(f"{text!r}: nobody is reached at port 0")
+    except ValueError as error:
+        return "", f"the node's annotation {resources.ENDPOINT_ANNOTATION}: {error}"
+
+
 def own_endpoint(view: View, name: str, found: Discovered, *, unsure: str = "") -> tuple[str, str]:
     """-> the endpoint to publish ("": leave what there is), and how it is known ("": likewise)
 
     `unsure`: the endpoint that this agent itself has published for want of a better one.
     """
-    annotated = view.node.metadata.annotations.get(resources.ENDPOINT_ANNOTATION, "") if view.node else ""
-    if annotated.strip():
-        return annotated.strip(), "manual"
+    annotated, _ = annotated_endpoint(view)
+    if annotated:
+        return annotated, "manual"
     own = view.peers.get(name)
     has = own.spec.endpoint if own is not None else ""
     if found.endpoint and (found.sure or has in ("", unsure)):
@@ -193,8 +209,7 @@ def meaning(view: View, own: Self, *, removed: bool = False) -> Meaning:
         raise ValueError("there is no WireKubeMesh")
     spec = view.mesh.spec
     _check(spec, own)
-    _, problem = api_server(spec)
-    problems = [problem] if problem else []
+    problems = [problem for _, problem in (api_server(spec), annotated_endpoint(view)) if problem]
     address = own_address(view, own.name)
     mine = view.peers.get(own.name)
     interface = OwnedInterface(
