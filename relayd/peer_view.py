@@ -45,7 +45,7 @@ def _print_peer(console: Console, peer: Peer) -> None:
     if paths:
         lines.insert(
             2,
-            f"since      {duration(since_s(paths))} ago, {count(paths.get('changes'))} changes of path; "
+            f"since      {duration(since_s(paths))} ago, {_changes(paths.get('changes'))} of path; "
             f"{text(paths.get('state'))} for {duration(paths.get('since_s'))}",
         )
         lines.append(f"round trip {round_trips(paths) or '-'}")
@@ -71,6 +71,10 @@ def _print_candidates(console: Console, candidates: Sequence[Mapping[str, Any]])
             "never" if answered is None else f"{duration(answered)} ago",
         )
     console.print(table)
+
+
+def _changes(number: int | None) -> str:
+    return f"{count(number)} change{'' if number == 1 else 's'}"
 
 
 def in_words(history: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from relayd.commands.flags import add_file, add_settings, given
-from relayd.config import load_agent
+from relayd.commands.flags import HOSTS_INTERFACE, add_file, add_settings, given
 from relayd.config.settings import AGENT
 
 SETTINGS = ("relays", "relay_file", "insecure_relay", "interface")
@@ -15,14 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
     """Its flags."""
     add_file(parser)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    add_settings(parser, AGENT, SETTINGS)
+    add_settings(parser, AGENT, SETTINGS, interface=HOSTS_INTERFACE)
 
 
 def run(args: argparse.Namespace) -> int:
     """Look the host over. The exit status."""
+    from relayd.commands.host_config import host_config
     from relayd.doctor.command import check
     from relayd.observe import log
 
-    config = load_agent(args.config, given(args, AGENT, SETTINGS), relay_needed=False)
+    config = host_config(args.config, given(args, AGENT, SETTINGS))
     log.configure(config.log)  # to stderr: what is printed may be meant for a program
     return check(config, as_json=args.json)

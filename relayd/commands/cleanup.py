@@ -14,13 +14,13 @@ SETTINGS = ("interface", "state_dir", "control")
 def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) -> None:
     """Its flags."""
     parser.description = (
-        "Remove from this host what the agent added to it. Where no interface is named: of wire_kube, and of "
-        "each interface that relayd made. Exit status 0 only if nothing is left."
+        "Remove from this host what the agent added to it. Exit status 0 only if nothing is left."
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what there is to remove")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--force", action="store_true", help="don't ask whether an agent runs")
-    add_settings(parser, AGENT, SETTINGS)
+    this = "this interface alone (default: wire_kube, and each that relayd made)"
+    add_settings(parser, AGENT, SETTINGS, interface=this)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,18 +12,26 @@ EVERY_SETTING = "settings"
 """The heading of `add_every_setting`'s flags."""
 
 
+HOSTS_INTERFACE = "the WireGuard interface (default: the only one, or the agent's)"
+"""Of commands that take `commands.host_config`."""
+
 _LINE = 50
 """Characters of explanation beside a flag, on a screen of 80 columns."""
 
 
 def add_settings(
-    parser: argparse.ArgumentParser, role: Role, names: Sequence[str] = (), *, all_help: bool = False
+    parser: argparse.ArgumentParser,
+    role: Role,
+    names: Sequence[str] = (),
+    *,
+    all_help: bool = False,
+    interface: str = "",
 ) -> None:
     """The flags of `role`'s settings.
 
     All of them, uncommon ones and long defaults left out of the help, which so fits a screen; or just those
     with `names`. `all_help`: nothing is left out, and they have their groups' headings, for --help-all,
-    the man page and completion.
+    the man page and completion. `interface` is what to say of --interface instead of what an agent says.
     """
     if not names:
         parser.usage = f"{parser.prog} [OPTIONS]"
@@ -36,7 +44,7 @@ def add_settings(
         text = argparse.SUPPRESS
         if all_help or setting.common or names:
             text = _help(role, setting, None if all_help else _LINE)
-        _add(group, setting, text)
+        _add(group, setting, interface if interface and setting.name == "interface" else text)
 
 
 def add_every_setting(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from relayd.commands.flags import add_file, add_settings, given
-from relayd.config import load_agent
+from relayd.commands.flags import HOSTS_INTERFACE, add_file, add_settings, given
 from relayd.config.settings import AGENT
 from relayd.errors import ConfigError
 
@@ -43,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
     parser.add_argument(
         "--port", metavar="PORT", type=int, default=0, help="WireGuard's port (default: ask it)"
     )
-    add_settings(parser, AGENT, SETTINGS)
+    add_settings(parser, AGENT, SETTINGS, interface=HOSTS_INTERFACE)
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, and show it. The exit status."""
+    from relayd.commands.host_config import host_config
     from relayd.stun.command import show
 
     if not 0 <= args.port <= 65535:
@@ -57,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
     flags = given(args, AGENT, SETTINGS)
     if args.servers:
         flags = dict(flags) | {"stun": args.servers}
-    config = load_agent(args.config, flags, relay_needed=False)
+    config = host_config(args.config, flags)
     return show(config, as_json=args.json, lifetime_s=args.lifetime, port=args.port, map_port=args.map)

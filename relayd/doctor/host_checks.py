@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from relayd.config import KEY_FILE
 from relayd.doctor.facts import HostFacts, PortHolder
 from relayd.doctor.finding import Finding
-from relayd.doctor.ours import is_set_up, our_rules
+from relayd.doctor.ours import our_rules, owns_interface
 
 MAX_COMMAND = 80
 """Characters of a command line that are shown. Whose it is, is judged by all of it."""
@@ -259,7 +259,7 @@ def _accept_local(facts: HostFacts) -> Iterator[Finding]:
     values = [facts.sysctls.get(name) for name in names]
     if any(values):
         yield Finding("accept_local", "ok", "on, for lo")
-    elif is_set_up(facts):
+    elif owns_interface(facts):
         yield Finding(
             "accept_local",
             "warning",

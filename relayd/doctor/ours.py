@@ -29,6 +29,12 @@ def is_set_up(facts: HostFacts) -> bool:
     return facts.agent_runs or bool(our_rules(facts.routing.rules) or facts.routing.routes)
 
 
+def owns_interface(facts: HostFacts) -> bool:
+    """Whether it was set up for an interface that relayd made: another one keeps its own routes."""
+    rules = (is_table_rule(rule) for rule in facts.routing.rules)
+    return any(rules) or bool(facts.routing.routes)
+
+
 def ip(version: int) -> str:
     """The command for this family."""
     return "ip" if version == 4 else "ip -6"

@@ -1,7 +1,11 @@
-"""Which WireGuard interfaces this host has: what an error about a missing one offers instead."""
+"""Which WireGuard interfaces this host has, and which is meant where none is named."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from relayd import marks
+from relayd.config import agent_control
 from relayd.errors import HostError
 from relayd.kernel import links, uapi
 
@@ -9,8 +13,7 @@ from relayd.kernel import links, uapi
 async def wireguard_names() -> list[str]:
     """The kernel's WireGuard interfaces, and the TUN ones with a WireGuard socket; sorted.
 
-    Empty also where the kernel refuses to list interfaces: this is asked while an error is being told, and
-    that one matters more.
+    Empty also where the kernel refuses to list interfaces: whoever needs one finds that out by itself.
     """
     try:
         found = await links.all_links()
@@ -22,3 +25,21 @@ async def wireguard_names() -> list[str]:
         for link in found
         if link.kind == "wireguard" or (link.kind == "tun" and uapi.socket_path(link.name).exists())
     ]
+
+
+async def usual_interface() -> str:
+    """What is meant by who names none: the one that an agent of this host runs for, the one that an agent
+    would make, the only one there is; the first of these that is not several, or `wire_kube`."""
+    names = await wireguard_names()
+    for found in (
+        [name for name in names if _has_agent(name)],
+        [name for name in names if name == marks.DEFAULT_INTERFACE],
+        names,
+    ):
+        if len(found) == 1:
+            return found[0]
+    return marks.DEFAULT_INTERFACE
+
+
+def _has_agent(name: str) -> bool:
+    return Path(agent_control(name)).is_socket()

@@ -192,13 +192,38 @@ def test_the_agent_itself_is_no_taken_port(lab: Lab, host: Node) -> None:
     agent = host.relayd("agent", *arguments)
     wait_until(lambda: status_of(host, "/run/relayd/agent-wire_kube.sock"), "the agent answers")
     status, findings = check(lab, host)
-    assert status == 0
+    assert (status, faults((status, findings))) == (0, [])
     assert "the agent has UDP port 22347 on lo" in [one["text"] for one in findings]
     assert "an agent runs for wire_kube" in [one["text"] for one in findings]
     agent.kill()
     agent.wait()
     left = only(check(lab, host), "leftovers")
     assert "/run/relayd/agent-wire_kube.sock" in left["text"]
+
+
+def test_where_no_interface_is_named_it_is_the_only_one_or_the_one_with_an_agent(
+    lab: Lab, host: Node
+) -> None:
+    """A gateway's interface is called wg0, and its operator types `relayd check`."""
+
+    def looked_at(*arguments: str) -> tuple[str, bool]:
+        asked = host.start(*RELAYD, "check", "--json", *arguments)
+        asked.wait(CHECK_S)
+        answer = json.loads(asked.output())
+        lab.discard(asked)
+        return answer["interface"], answer["errors"] == 0
+
+    gateway = Tunnel(host, IPv4Interface("198.18.7.1/24"), name="wg0", port=51821, userspace=True)
+    assert looked_at() == ("wire_kube", True)  # which an agent would make by that name
+    agent = host.relayd("agent", "--relay", RELAY, "--interface", "wg0", "--state", "/run/state")
+    wait_until(lambda: status_of(host, "/run/relayd/agent-wg0.sock"), "the agent answers")
+    assert looked_at() == ("wg0", True)
+    lab.discard(agent)
+    host.run("rm", "-f", "/run/relayd/agent-wg0.sock")
+    host.ip("link delete wire_kube")
+    assert gateway.kind == "wireguard-go"
+    wait_until(lambda: looked_at() == ("wg0", True), "wire_kube is gone")
+    assert looked_at("--interface", "wire_kube")[0] == "wire_kube"
 
 
 def test_a_relay_that_is_down_is_found(lab: Lab, host: Node) -> None:

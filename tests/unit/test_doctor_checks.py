@@ -200,6 +200,8 @@ def test_accept_local_that_went_missing_is_a_warning_and_before_the_first_start_
     found = one("accept_local", gone)
     assert (found.level, found.command) == ("warning", "sysctl -w net.ipv4.conf.lo.accept_local=1")
     assert one("accept_local", replace(BARE, sysctls=gone.sysctls)).level == "ok"
+    adopted = replace(BARE, sysctls=gone.sysctls, agent_runs=True)  # there no agent turns it on
+    assert one("accept_local", adopted).level == "ok"
 
 
 # --- the relay ---
