@@ -266,7 +266,15 @@ class Doorway:
             self.refused[TOO_MANY] += 1
             victim.scope.cancel()
         sock = arrival.sock
-        if await self._tls.shake_hands(arrival):
+        try:
+            done = await self._tls.shake_hands(arrival)
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            self._spare.short(error)
+            self.refused[NO_DESCRIPTORS] += 1
+            return
+        if done:
             await self._let_in(arrival, await arrival.outcome())
         else:
             self.refused["TLS failed"] += 1

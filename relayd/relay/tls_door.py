@@ -75,7 +75,9 @@ class TlsDoor:
         self._room.leave(arrival)
 
     async def shake_hands(self, arrival: Arrival) -> bool:
-        """TLS's own handshake. From then on `arrival.sock` is the plain text. -> False: it failed"""
+        """TLS's own handshake. From then on `arrival.sock` is the plain text. -> False: it failed
+
+        Raises OSError when the host has nothing left to make two sockets of."""
         # Of a thousand that say hello in one round of the scheduler, all but SEATS have been evicted by now:
         # they go before anything is made for them.
         await trio.lowlevel.checkpoint()
@@ -89,16 +91,17 @@ class TlsDoor:
         )
         done = False
         try:
-            set_options(arrival.sock, user_timeout_ms=self._user_timeout_ms)
-            await stream.do_handshake()
+            try:
+                set_options(arrival.sock, user_timeout_ms=self._user_timeout_ms)
+                await stream.do_handshake()
+            except GONE as error:
+                log.get().debug("agent.tls_failed", endpoint=str(arrival.endpoint), reason=str(error))
+                return False
+            ours, theirs = socket.socketpair()
             done = True
-        except GONE as error:
-            log.get().debug("agent.tls_failed", endpoint=str(arrival.endpoint), reason=str(error))
-            return False
         finally:
             if not done:
                 _forget(stream)
-        ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)

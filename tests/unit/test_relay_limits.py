@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import resource
+import contextlib
+import os
 import signal
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio import Process
 
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
@@ -25,7 +28,7 @@ from relayd.signals import Signals
 from relayd.token_bucket import TokenBucket
 from relayd.wire import frames
 from tests.helpers.identities import ALICE, BOB, MALLORY
-from tests.helpers.running_relay import Client, Running, relay
+from tests.helpers.running_relay import SOON_S, Client, Running, relay
 
 A, B, M = ALICE.public(), BOB.public(), MALLORY.public()
 LIMITS = DoorLimits(
@@ -192,51 +195,80 @@ async def test_a_limit_on_frames_slows_small_ones_down(tmp_path: Path) -> None:
 # Descriptors ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def few_descriptors() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-async def test_out_of_descriptors_newcomers_are_turned_away_and_the_others_stay(tmp_path: Path) -> None:
+@asynccontextmanager
+async def of_forty_descriptors(directory: Path, *flags: str) -> AsyncIterator[tuple[Running, Process]]:
     """In a process of its own, since the limit is one of the whole process."""
     command = [sys.executable, "-m", "relayd", "serve", "--listen", "127.0.0.1:0", "--log", "json", "--open"]
-    command += ["--control", str(tmp_path / "c.sock"), "--state", str(tmp_path), "--http", "off"]
+    command += ["--control", str(directory / "c.sock"), "--state", str(directory), "--http", "off", *flags]
     process = await trio.lowlevel.open_process(
         ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    log = b""
     try:
         assert process.stdout is not None
-        assert process.stderr is not None
         line = await process.stdout.receive_some(4096)
         port = JoinString.parse(line.decode()).port
-        running = Running(config=None, port=port)  # type: ignore[arg-type]
-        async with running.connection() as a, AsyncExitStack() as stack:
-            await a.prove(ALICE, token="")
-            crowd = [await stack.enter_async_context(running.connection()) for _ in range(60)]
-            turned_away = trio.Event()
-
-            async def wait_for_the_end(one: Client) -> None:
-                if await one.frame() == b"":
-                    turned_away.set()
-
-            # Before the crowd's time to register is over, which would end them all the same.
-            with trio.fail_after(8):
-                async with trio.open_nursery() as nursery:
-                    for one in crowd:
-                        nursery.start_soon(wait_for_the_end, one)
-                    await turned_away.wait()
-                    nursery.cancel_scope.cancel()
-            await a.echo(A)
-            while b"descriptors_exhausted" not in log:
-                log += await process.stderr.receive_some(65536)
+        yield Running(config=None, port=port), process  # type: ignore[arg-type]
     finally:
         process.send_signal(signal.SIGKILL)
         await process.wait()
+
+
+async def until_it_says(process: Process, event: bytes) -> None:
+    """Come back when that is in its log."""
+    assert process.stderr is not None
+    log = b""
+    with trio.fail_after(SOON_S):
+        while event not in log:
+            log += await process.stderr.receive_some(65536)
+
+
+async def test_out_of_descriptors_newcomers_are_turned_away_and_the_others_stay(tmp_path: Path) -> None:
+    async with (
+        of_forty_descriptors(tmp_path) as (running, process),
+        running.connection() as a,
+        AsyncExitStack() as stack,
+    ):
+        await a.prove(ALICE, token="")
+        crowd = [await stack.enter_async_context(running.connection()) for _ in range(60)]
+        turned_away = trio.Event()
+
+        async def wait_for_the_end(one: Client) -> None:
+            if await one.frame() == b"":
+                turned_away.set()
+
+        # Before the crowd's time to register is over, which would end them all the same.
+        with trio.fail_after(8):
+            async with trio.open_nursery() as nursery:
+                for one in crowd:
+                    nursery.start_soon(wait_for_the_end, one)
+                await turned_away.wait()
+                nursery.cancel_scope.cancel()
+        await a.echo(A)
+        await until_it_says(process, b"descriptors_exhausted")
+
+
+async def test_out_of_descriptors_in_a_tls_handshake_ends_that_connection_only(tmp_path: Path) -> None:
+    """Its plain text takes two more, at a moment when only one is left."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    async with (
+        of_forty_descriptors(tmp_path, "--tls-self-signed") as (running, process),
+        running.connection() as a,
+        AsyncExitStack() as stack,
+    ):
+        await a.prove(ALICE, token="")
+        newcomers = []
+        with trio.fail_after(SOON_S):
+            while (left := 40 - len(os.listdir(f"/proc/{process.pid}/fd"))) > 1:
+                newcomers += [await stack.enter_async_context(running.connection()) for _ in range(left - 1)]
+                await trio.sleep(0.05)
+        stream = trio.SSLStream(newcomers[-1].stream, context, https_compatible=True)
+        with contextlib.suppress(trio.BrokenResourceError), trio.fail_after(SOON_S):
+            assert await stream.receive_some(1) == b""
+        await until_it_says(process, b"descriptors_exhausted")
+        await a.echo(A)
 
 
 # Files ----------------------------------------------------------------------------------------------------
