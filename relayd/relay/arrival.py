@@ -80,12 +80,14 @@ class Arrival:
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.sock)
 
-    def begins_with(self, byte: int) -> bool:
-        """Whether that is its first byte, which stays unread. To be asked when it has one."""
+    def first_byte(self) -> int | None:
+        """What it begins with, which stays unread; None: it has ended, or is broken. To be asked when there
+        is something to read."""
         try:
-            return self.sock.recv(1, socket.MSG_PEEK) == bytes([byte])
+            first = self.sock.recv(1, socket.MSG_PEEK)
         except OSError:
-            return False
+            return None
+        return first[0] if first else None
 
     async def proof(self) -> None:
         """Wait until a Proof is what comes next; for ever when it is another frame, which stays unread."""

@@ -169,10 +169,12 @@ class Doorway:
         arrival = newcomer.arrival
         if arrival is None:
             arrival = newcomer.arrival = Arrival(newcomer, self._greeter)
-            if self._tls.is_open and arrival.begins_with(CLIENT_HELLO):
+            # Of one that has left without a word, a health probe, there is no first byte.
+            first = arrival.first_byte() if self._tls.is_open else None
+            if first == CLIENT_HELLO:
                 self._hand_to_task(newcomer, self._enter_tls, arrival)
                 return
-            if self._tls.only:
+            if first is not None and self._tls.only:
                 self._leave_poller(newcomer)
                 self._refuse(arrival, Refused(Refusal.PROTOCOL, TLS_ONLY))
                 self._end(newcomer, arrival)

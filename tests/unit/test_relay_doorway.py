@@ -1,0 +1,43 @@
+"""Moments at the door that come seldom: the list changes, or time runs out, while somebody waits there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from relayd.wire import frames
+from relayd.wire.identity import Refusal
+from tests.helpers.identities import ALICE, BOB
+from tests.helpers.running_relay import SOON_S, Client, Running, relay
+
+A, B = ALICE.public(), BOB.public()
+
+
+async def answer_probes(client: Client) -> None:
+    """As an agent of the field that is alive: RelayProbe comes back."""
+    while frame := await client.frame():
+        if frame[4] == frames.RELAY_PROBE:
+            await client.send(frame)
+
+
+async def refused(running: Running, reason: str) -> None:
+    """Come back when somebody has been refused for `reason`."""
+    with trio.fail_after(SOON_S):
+        while not (await running.status())["refused"].get(reason):  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await trio.sleep(0.02)
+
+
+async def test_a_health_probe_of_a_relay_that_speaks_tls_only_is_no_refusal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with relay(tmp_path, tls_self_signed=True, tls_only=True) as running:
+        for _ in range(3):
+            async with running.connection():
+                pass
+        async with running.connection() as plain:
+            await plain.send(frames.encode_register(A))
+            assert "relayds://" in await plain.error()
+        assert (await running.status())["refused"] == {Refusal.PROTOCOL.value: 1}
+    assert capfd.readouterr().out.count("agent.refused") == 1
