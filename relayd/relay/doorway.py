@@ -303,6 +303,11 @@ class Doorway:
         """It is admitted: the data plane's from now on."""
         handshake = arrival.handshake
         assert handshake.key is not None
+        if not self._greeter.guard.gate.still_admits(handshake.key):
+            # While it waited for its key the list has changed, which may be why the key is to be had.
+            reason = f"key {handshake.key.short()} is not on this relay's list any more"
+            self._refuse(arrival, Refused(Refusal.NOT_ADMITTED, reason))
+            return
         proved = handshake.state is State.ADMITTED
         try:
             connection = self._claims.take(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from relayd.relay import reload
 from relayd.wire import frames
 from relayd.wire.identity import Refusal
+from relayd.wire.identity_frames import CHALLENGE
 from tests.helpers.identities import ALICE, BOB
 from tests.helpers.running_relay import SOON_S, Client, Running, relay
 
@@ -27,6 +29,34 @@ async def refused(running: Running, reason: str) -> None:
     with trio.fail_after(SOON_S):
         while not (await running.status())["refused"].get(reason):  # type: ignore[attr-defined]  # noqa: ASYNC110
             await trio.sleep(0.02)
+
+
+async def test_who_waits_for_a_key_does_not_get_it_by_its_being_taken_off_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "LOOK_S", 0.02)
+    monkeypatch.setattr(reload, "SETTLE_S", 0.02)
+    listed = tmp_path / "listed"
+    listed.write_text(f"{A}\n{B}\n")
+    async with (
+        relay(tmp_path, allow_list=str(listed)) as running,
+        running.agent(B) as b,
+        running.agent(A) as holder,
+        running.connection() as waiting,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(answer_probes, holder)
+        await waiting.send(frames.encode_register(A))
+        assert (await waiting.any_frame())[4] == CHALLENGE
+        with trio.fail_after(SOON_S):
+            while (await running.status())["unregistered"] != 1:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        listed.write_text(f"{B}\n")
+        assert "not on this relay's list" in await waiting.error()
+        await b.echo(B)
+        status = await running.status()
+        assert [peer["key"] for peer in status["peers"]] == [str(B)]  # type: ignore[attr-defined]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_health_probe_of_a_relay_that_speaks_tls_only_is_no_refusal(
