@@ -372,7 +372,9 @@ class Doorway:
             self.refused[NEVER_REGISTERED] += 1  # it has said nothing: nothing is said to it
             return
         refused = arrival.handshake.due(math.inf).outcome
-        assert isinstance(refused, Refused)
+        if not isinstance(refused, Refused):
+            # Its proof was good, in the very last moment: too late for what takes another turn.
+            refused = Refused(Refusal.TIMEOUT, "proved too late: connect again")
         self._refuse(arrival, refused)
 
     def _refuse(self, arrival: Arrival, refused: Refused) -> None:

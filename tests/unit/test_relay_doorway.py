@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from relayd.keys import PublicKey
 from relayd.relay import reload
+from relayd.relay.admission import Gate
 from relayd.wire import frames
 from relayd.wire.identity import Refusal
 from relayd.wire.identity_frames import CHALLENGE
-from tests.helpers.identities import ALICE, BOB
+from tests.helpers.identities import ALICE, BOB, agent_side
 from tests.helpers.running_relay import SOON_S, Client, Running, relay
 
 A, B = ALICE.public(), BOB.public()
@@ -57,6 +60,33 @@ async def test_who_waits_for_a_key_does_not_get_it_by_its_being_taken_off_the_li
         status = await running.status()
         assert [peer["key"] for peer in status["peers"]] == [str(B)]  # type: ignore[attr-defined]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_proof_whose_time_ends_while_it_is_looked_at_ends_that_connection_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy host: the deadline passes between a good Proof and what is to come of it."""
+    timeout_s = 0.3
+    admit = Gate.admit
+
+    def admit_slowly(gate: Gate, key: PublicKey, token: bytes) -> str:
+        if key == A:
+            time.sleep(timeout_s)
+        return admit(gate, key, token)
+
+    monkeypatch.setattr(Gate, "admit", admit_slowly)
+    async with (
+        relay(tmp_path, register_timeout_s=timeout_s) as running,
+        running.proved(BOB) as b,
+        running.agent(A),
+        running.connection() as late,
+    ):
+        agent = agent_side("late", key=ALICE, token=running.token)
+        await late.send(agent.hello())
+        challenge = await late.any_frame()
+        await late.send(agent.on_frame(challenge[4], challenge[5:], 0.0).send)
+        await refused(running, Refusal.TIMEOUT.value)
+        await b.echo(B)
 
 
 async def test_a_health_probe_of_a_relay_that_speaks_tls_only_is_no_refusal(
