@@ -27,6 +27,7 @@ from relayd.relay.descriptors import SCARCE, Spare
 from relayd.relay.door_limits import FULL, Counting, DoorLimits
 from relayd.relay.farewells import Farewells
 from relayd.relay.guard import Greeter
+from relayd.relay.refusals import Refusals
 from relayd.relay.tls_door import CLIENT_HELLO, TOO_MANY, TlsDoor
 from relayd.relay.waiting_room import WaitingRoom, place_of
 from relayd.wire.identity import TLS_ONLY, Admitted, Refusal, Refused, Registered, RelayOutcome
@@ -75,10 +76,11 @@ class Doorway:
         """One for each listener in use."""
         self._all_shut = trio.Event()
         self._farewells = Farewells(nursery)
+        self._refusals = Refusals(self._farewells, trio.current_time())
         self.accepted = 0
         self.admitted: Counter[str] = Counter()
         """Connections that got in, by what let them in (`Gate.admit`)."""
-        self.refused: Counter[str] = Counter()
+        self.refused = self._refusals.counts
         """Connections that never got in, by reason."""
 
     def change(self, greeter: Greeter, limits: DoorLimits) -> None:
@@ -365,8 +367,7 @@ class Doorway:
 
     def _time_is_up(self, arrival: Arrival) -> None:
         if arrival.excuse:
-            self.refused[KEY_IN_USE] += 1
-            self._say_refused(arrival, arrival.excuse)
+            self._refusals.turn_away(arrival, KEY_IN_USE, arrival.excuse, trio.current_time())
             return
         if arrival.handshake.state is State.REGISTER:
             self.refused[NEVER_REGISTERED] += 1  # it has said nothing: nothing is said to it
@@ -378,19 +379,7 @@ class Doorway:
         self._refuse(arrival, refused)
 
     def _refuse(self, arrival: Arrival, refused: Refused) -> None:
-        self.refused[refused.refusal.value] += 1
-        self._say_refused(arrival, refused.reason)
-
-    def _say_refused(self, arrival: Arrival, reason: str) -> None:
-        key = arrival.handshake.key
-        log.get().info(
-            "agent.refused",
-            endpoint=str(arrival.endpoint),
-            reason=reason,
-            **({"key": key.short()} if key is not None else {}),
-        )
-        arrival.ours = False
-        self._farewells.see_off(arrival.sock, reason, arrival.bridge)
+        self._refusals.refuse(arrival, refused, trio.current_time())
 
     # Last words -------------------------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from relayd.keys import PublicKey
-from relayd.relay import reload
+from relayd.relay import refusals, reload
 from relayd.relay.admission import Gate
 from relayd.wire import frames
 from relayd.wire.identity import Refusal
@@ -101,3 +102,27 @@ async def test_a_health_probe_of_a_relay_that_speaks_tls_only_is_no_refusal(
             assert "relayds://" in await plain.error()
         assert (await running.status())["refused"] == {Refusal.PROTOCOL.value: 1}
     assert capfd.readouterr().out.count("agent.refused") == 1
+
+
+async def test_strangers_who_are_refused_again_and_again_fill_no_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    mock_clock: MockClock,
+) -> None:
+    monkeypatch.setattr(refusals, "LINES_AT_ONCE", 2.0)
+    monkeypatch.setattr(refusals, "LINES_S", 1.0)
+
+    async def strangers(count: int) -> None:
+        for _ in range(count):
+            async with running.connection() as one:
+                await one.send(b"GET / HTTP/1.1\r\n\r\n")
+                assert "must be Register" in await one.error()
+
+    async with relay(tmp_path) as running:
+        await strangers(5)
+        mock_clock.jump(1.0)
+        await strangers(1)
+        assert (await running.status())["refused"] == {Refusal.PROTOCOL.value: 6}
+    lines = [line for line in capfd.readouterr().out.splitlines() if "agent.refused" in line]
+    assert ["suppressed=3" in line for line in lines] == [False, False, True]
