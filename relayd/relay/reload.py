@@ -1,7 +1,8 @@
 """Files that are read again when they change, or when SIGHUP says so.
 
 a look a second -> changed, and the same again SETTLE_S later -> read it (in a thread) -> use it, whole
-                                                              -> wrong: say so, and keep what there was
+                                              -> what is in it is wrong: say so, and keep what there was
+                                              -> it can't be read: likewise, and try again at the next look
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from relayd.errors import ConfigError, HostError
 from relayd.observe import log
 
 LOOK_S = 1.0
-"""Between two looks at a file's name, size and time: a system call each. (inotify sees neither what a
+"""Between two looks at a file's name, size and times: a system call each. (inotify sees neither what a
 Kubernetes volume swaps by symlink nor what an NFS server changes.)"""
 
 SETTLE_S = 0.2
@@ -26,7 +27,7 @@ list."""
 
 T = TypeVar("T")
 
-_Look = tuple[tuple[int, int, int, int] | None, ...]
+_Look = tuple[tuple[int, ...] | None, ...]
 
 
 class Reloader(Generic[T]):
@@ -40,6 +41,9 @@ class Reloader(Generic[T]):
         self.what, self._paths = what, tuple(paths)
         self._read, self._use = read, use
         self._known = self._look()
+        self._unread = ""
+        """Why they couldn't be read when they were to be, if so. That is the host's doing, and may pass
+        without a change of theirs: no descriptors left, a server that is away."""
         self._asked = trio.Event()
 
     def ask(self) -> None:
@@ -58,10 +62,11 @@ class Reloader(Generic[T]):
         while True:
             with trio.move_on_after(LOOK_S):
                 await self._asked.wait()
-            if self._asked.is_set() or self._look() != self._known:
+            if self._asked.is_set() or self._unread or self._look() != self._known:
                 await self._reload()
 
     async def _reload(self) -> None:
+        told = "" if self._asked.is_set() else self._unread
         self._asked = trio.Event()
         seen = self._look()
         await trio.sleep(SETTLE_S)
@@ -72,10 +77,13 @@ class Reloader(Generic[T]):
         try:
             found = await trio.to_thread.run_sync(self._read)
         except (ConfigError, HostError) as error:
-            log.get().error(
-                f"{self.what}.kept", reason=str(error), meaning="what was there before is in force"
-            )
+            self._unread = str(error) if isinstance(error, HostError) else ""
+            if str(error) != told:
+                log.get().error(
+                    f"{self.what}.kept", reason=str(error), meaning="what was there before is in force"
+                )
             return
+        self._unread = ""
         self._use(found)
         log.get().info(f"{self.what}.reloaded")
 
@@ -83,9 +91,10 @@ class Reloader(Generic[T]):
         return tuple(map(_stat, self._paths))
 
 
-def _stat(path: Path) -> tuple[int, int, int, int] | None:
+def _stat(path: Path) -> tuple[int, ...] | None:
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    # The time of the last change to the inode, too: a file that others could read is mended by chmod alone.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,11 +19,9 @@ from trio import Process
 
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
-from relayd.relay import reload
 from relayd.relay.door_limits import FULL, TOO_FAST, TOO_MANY_HERE, Counting, DoorLimits
 from relayd.relay.rates import BucketOf
 from relayd.relay.waiting_room import WaitingRoom, place_of
-from relayd.signals import Signals
 from relayd.token_bucket import TokenBucket
 from relayd.wire import frames
 from tests.helpers.identities import ALICE, BOB, MALLORY
@@ -109,6 +106,16 @@ def test_a_place_that_comes_too_fast_is_refused_and_no_other() -> None:
     assert [counting.refusal("a", 0.0) for _ in range(9)] == [""] * 8 + [TOO_FAST]
     assert counting.refusal("b", 0.0) == ""
     assert counting.refusal("a", 0.5) == ""
+
+
+def test_what_a_key_has_used_up_stays_used_up_over_a_restart() -> None:
+    bucket = TokenBucket(rate_per_s=100.0, burst=50.0, now=0.0)
+    bucket.take(70.0, 0.0)
+    assert bucket.spent(0.1) == 60.0
+    after = TokenBucket(rate_per_s=100.0, burst=50.0, now=7.0)
+    after.take(bucket.spent(0.1), 7.0)
+    assert after.level(7.0) == -10.0
+    assert after.spent(8.0) == 0.0
 
 
 # On a live relay ------------------------------------------------------------------------------------------
@@ -269,112 +276,3 @@ async def test_out_of_descriptors_in_a_tls_handshake_ends_that_connection_only(t
             assert await stream.receive_some(1) == b""
         await until_it_says(process, b"descriptors_exhausted")
         await a.echo(A)
-
-
-# Files ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "LOOK_S", 0.02)
-    monkeypatch.setattr(reload, "SETTLE_S", 0.01)
-
-
-def write(path: Path, text: str) -> None:
-    beside = path.with_suffix(".new")
-    beside.touch(0o600)
-    beside.write_text(text)
-    beside.replace(path)
-
-
-@pytest.mark.usefixtures("soon")
-async def test_key_that_is_taken_off_the_list_is_disconnected_and_the_others_stay(tmp_path: Path) -> None:
-    allowed = tmp_path / "allowed"
-    write(allowed, f"{A}\n{B}\n")
-    async with (
-        relay(tmp_path, allow_list=str(allowed)) as running,
-        running.connection() as a,
-        running.connection() as b,
-        running.connection() as m,
-    ):
-        await a.prove(ALICE, token="")
-        await b.prove(BOB, token="")
-        write(allowed, f"{A}\n{M}\n")
-        assert "not on this relay's list any more" in await b.error()
-        await a.echo(A)
-        await m.prove(MALLORY, token="")
-
-
-@pytest.mark.usefixtures("soon")
-async def test_broken_list_keeps_the_old_one_and_says_where(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    allowed = tmp_path / "allowed"
-    write(allowed, f"{A}\n")
-    async with relay(tmp_path, allow_list=str(allowed)) as running, running.connection() as a:
-        await a.prove(ALICE, token="")
-        said = ""
-        for broken in (f"{B}\nnonsense\n", None):
-            if broken is None:
-                allowed.unlink()
-            else:
-                write(allowed, broken)
-            with trio.fail_after(20):
-                while "admission.kept" not in (more := capfd.readouterr().out):
-                    said += more
-                    await trio.sleep(0.01)
-            said += more
-            await a.echo(A)
-            async with running.connection() as b:
-                with pytest.raises(AssertionError, match="not on this relay's list"):
-                    await b.prove(BOB, token="")
-        assert "allowed:2: not a WireGuard key" in said
-        assert "No such file" in said
-
-
-@pytest.mark.usefixtures("soon")
-async def test_new_token_is_good_at_once_and_the_old_one_no_more(tmp_path: Path) -> None:
-    tokens = tmp_path / "tokens"
-    write(tokens, "the-old-token-0001\n")
-    async with relay(tmp_path, token_file=str(tokens)) as running, running.connection() as old:
-        await old.prove(ALICE, token="the-old-token-0001")
-        write(tokens, "the-new-token-0002\n")
-        with trio.fail_after(20):
-            while True:
-                async with running.connection() as new:
-                    try:
-                        await new.prove(BOB, token="the-new-token-0002")
-                    except AssertionError:
-                        await trio.sleep(0.02)
-                    else:
-                        break
-        async with running.connection() as late:
-            with pytest.raises(AssertionError, match="not one of"):
-                await late.prove(MALLORY, token="the-old-token-0001")
-        await old.echo(A)
-
-
-async def test_sighup_reads_them_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "LOOK_S", 600.0)
-    allowed = tmp_path / "allowed"
-    write(allowed, f"{A}\n")
-    signals = Signals()
-    async with (
-        relay(tmp_path, signals=signals, allow_list=str(allowed)) as running,
-        running.connection() as a,
-    ):
-        await a.prove(ALICE, token="")
-        write(allowed, f"{B}\n")
-        for ask in signals.on_reload:
-            ask()
-        assert "not on this relay's list any more" in await a.error()
-
-
-def test_what_a_key_has_used_up_stays_used_up_over_a_restart() -> None:
-    bucket = TokenBucket(rate_per_s=100.0, burst=50.0, now=0.0)
-    bucket.take(70.0, 0.0)
-    assert bucket.spent(0.1) == 60.0
-    after = TokenBucket(rate_per_s=100.0, burst=50.0, now=7.0)
-    after.take(bucket.spent(0.1), 7.0)
-    assert after.level(7.0) == -10.0
-    assert after.spent(8.0) == 0.0
