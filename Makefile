@@ -55,6 +55,8 @@ test:
 	@venv=$$(sh .ci/setup test)
 	python=$$venv/bin/python
 	$(CHECK)
+	say "pytest: the path decisions in a simulated network"
+	$(LIMIT) 300 "$$python" -m pytest -n auto --dist worksteal tests/simulation
 	say "pytest: other programs on what relayd writes, recorded exchanges, real processes in namespaces"
 	$(LIMIT) 780 $(AS_ROOT) "$$python" -m pytest -p no:cacheprovider -n 2 --dist worksteal \
 		tests/tools tests/interop tests/netns

@@ -85,8 +85,8 @@ def test_traffic_in_one_direction_alone_goes_on_by_the_relay_within_4_s_of_a_cut
 
 
 def test_g19_a_third_of_all_packets_lost_moves_no_path(mesh: PathMesh) -> None:
-    """What five minutes of it come to is for the simulation (tests/unit/test_path_simulation.py), which has
-    delay and duplication too; these want netem, which not every kernel has."""
+    """What five minutes of it come to is for tests/simulation, which has delay and duplication too: these
+    want netem, which not every kernel has."""
     pings = Pings(mesh), Pings(mesh, "b")
     before = changes(mesh)
     trouble = {"delay_ms": 100.0, "duplicate_percent": 30.0} if mesh.internet.netem() else {}

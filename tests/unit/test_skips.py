@@ -15,9 +15,10 @@ def run_pytest(directory: Path, source: str, ci: str, *options: str) -> subproce
     (directory / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     (directory / "test_it.py").write_text("import pytest\n" + source)
     where = ["-p", "no:cacheprovider", "--rootdir", str(directory), str(directory)]
+    env = {"CI": ci, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, *where],
-        env={"CI": ci, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env=env,
         capture_output=True, text=True, timeout=60, check=False, cwd=directory,
     )  # fmt: skip
 
@@ -52,7 +53,7 @@ def test_unexpected_skip_fails_the_session_in_ci(tmp_path: Path, source: str, ci
     ("source", "status"), [(SKIPPED, 1), (MODULE, 1), (MARKED, 0), (FAILS_AS_EXPECTED, 0)]
 )
 def test_the_same_in_several_processes(tmp_path: Path, source: str, status: int) -> None:
-    done = run_pytest(tmp_path, source, "true", "-n1")
+    done = run_pytest(tmp_path, source, "true", "-p", "xdist", "-n1")
     assert done.returncode == status, done.stdout + done.stderr
 
 
