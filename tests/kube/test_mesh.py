@@ -125,6 +125,19 @@ def test_a_peer_that_is_added_changed_and_deleted_is_followed_within_two_seconds
         )
 
 
+def test_a_peer_that_something_holds_up_being_deleted_is_gone_all_the_same(nodes: Nodes) -> None:
+    made = peer("held", publicKey=KEY, endpoint="203.0.113.200:51820", allowedIPs=["10.100.255.1/32"])
+    nodes.cluster.apply(made)
+    within(GONE_S, lambda: KEY in nodes.wg("a", "peers"), "a has it")
+    nodes.patch("wkpeer", "held", {"metadata": {"finalizers": ["example.net/held"]}})
+    try:
+        nodes.cluster.kubectl("delete", "wkpeer", "held", "--wait=false")
+        for name in nodes.named:
+            within(GONE_S, lambda name=name: KEY not in nodes.wg(name, "peers"), f"{name} drops it")  # type: ignore[misc]
+    finally:
+        nodes.patch("wkpeer", "held", {"metadata": {"finalizers": None}})
+
+
 def test_others_allowed_ips_of_a_node_stay_and_are_routed(nodes: Nodes) -> None:
     own = nodes.peer("c")["spec"]["allowedIPs"]
     nodes.patch("wkpeer", "c", {"spec": {"allowedIPs": [*own, "192.168.77.0/24"]}})

@@ -70,6 +70,23 @@ def test_a_bookmark_moves_the_version_and_nothing_else(listing: Listing[Peer]) -
     assert set(listing.known) == {"a", "b"}
 
 
+def test_what_is_being_deleted_is_gone_whoever_holds_that_up(listing: Listing[Peer]) -> None:
+    """A node that was taken over may put a finalizer into its own resource, and would stay for ever."""
+    held = peer("b", 11)
+    held["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x/y"]}  # type: ignore[operator]
+    assert listing.event(event("MODIFIED", held))
+    assert set(listing.known) == {"a"}
+    listing.listed(listed(peer("a", 12), held))
+    assert set(listing.known) == {"a"}
+    assert listing.event(event("DELETED", held))
+
+
+def test_a_list_of_nothing_in_particular_is_none(listing: Listing[Peer]) -> None:
+    with pytest.raises(ValueError, match="without a resourceVersion"):
+        listing.listed(b'{"kind": "Status", "metadata": {}, "status": "Success"}')
+    assert set(listing.known) == {"a", "b"}
+
+
 def test_a_status_that_is_reported_changes_nothing(listing: Listing[Peer]) -> None:
     reported = peer("a", 11) | {"status": {"lastReportedAt": "2026-01-01T00:00:00Z"}}
     assert not listing.event(event("MODIFIED", reported))

@@ -86,6 +86,8 @@ class Listing(Generic[R]):
         self._pages += page.items
         if page.metadata.continue_:
             return page.metadata.continue_
+        if not page.metadata.resourceVersion:  # it would be a list of nothing
+            raise ValueError("a list without a resourceVersion")
         self.known, self.problems = {}, {}
         for raw in self._pages:
             self._put(raw)
@@ -132,8 +134,12 @@ class Listing(Generic[R]):
     def _put(self, raw: msgspec.Raw) -> None:
         meta = msgspec.json.decode(raw, type=_Named).metadata
         try:
-            self.known[meta.name] = msgspec.json.decode(raw, type=self._kind)
+            resource = msgspec.json.decode(raw, type=self._kind)
             self.problems.pop(meta.name, None)
+            if resource.is_gone:
+                self.known.pop(meta.name, None)
+            else:
+                self.known[meta.name] = resource
         except msgspec.ValidationError as error:
             self.known.pop(meta.name, None)
             self.problems[meta.name] = str(error)

@@ -43,6 +43,11 @@ class Resource(Struct, frozen=True):
 
     metadata: Meta
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it counts as deleted already, while something (a finalizer) holds up that it is."""
+        return False
+
 
 class PeerSpec(Struct, frozen=True, omit_defaults=True):
     """A node of the mesh."""
@@ -57,6 +62,12 @@ class Peer(Resource, frozen=True):
     """WireKubePeer."""
 
     spec: PeerSpec = PeerSpec()
+
+    @property
+    def is_gone(self) -> bool:
+        """Somebody wants the node out of the mesh. A finalizer must not keep it in: its own agent may write
+        one there, too."""
+        return bool(self.metadata.deletionTimestamp)
 
 
 class ExternalRelay(Struct, frozen=True):

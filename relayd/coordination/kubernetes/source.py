@@ -306,6 +306,8 @@ class KubernetesSource:
                 return True
             self._not_written("peer.not_read", error)
             return False
+        if peer.is_gone:
+            return True
         self._log.warning("peer.listed_late", peer=self._own.name)
         self.peers.listing.known.setdefault(peer.metadata.name, peer)
         self._wake()
