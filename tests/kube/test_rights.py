@@ -89,6 +89,27 @@ def test_a_relay_reads_peers_and_nothing_else(installed: ControlPlane, token: st
     assert "is forbidden" in refused(installed, relays, "get", "wkmesh")
 
 
+def test_a_relay_makes_the_secret_of_its_key_and_no_other(installed: ControlPlane, token: str) -> None:
+    relays = installed.kubectl("create", "token", "wirekube-relay", "-n", NAMESPACE).strip()
+
+    def secret(name: str, kind: str = "Opaque") -> str:
+        of_agents = {"kubernetes.io/service-account.name": "wirekube-agent"}
+        metadata = {"name": name, "namespace": NAMESPACE, "annotations": of_agents}
+        return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": kind})
+
+    for wrong in (
+        secret("other"),
+        # The API server would fill this one with a token, which the relay might then read.
+        secret("wirekube-relay-key", "kubernetes.io/service-account-token"),
+    ):
+        assert "a relay may make the Secret wirekube-relay-key" in refused(
+            installed, relays, "create", "-f", "-", stdin=wrong
+        )
+    installed.as_agent(relays, "create", "-f", "-", stdin=secret("wirekube-relay-key"))
+    installed.as_agent(relays, "get", "secret", "wirekube-relay-key", "-n", NAMESPACE)
+    installed.kubectl("delete", "secret", "wirekube-relay-key", "-n", NAMESPACE)
+
+
 def test_others_are_not_held_to_the_agents_rule(installed: ControlPlane, token: str) -> None:
     installed.kubectl(*merge("wkpeer", "b", {"spec": {"persistentKeepalive": 30}}))
     assert installed.get("wkpeer", "b")["spec"]["persistentKeepalive"] == 30
