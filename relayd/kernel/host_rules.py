@@ -219,7 +219,8 @@ class HostRules:
         """Write what differs.
 
         `relay` are the relay's addresses, as far as they are known: before a route is added, a look-up proves
-        that none is reached through the tunnel. Raises LoopError, with nothing added, and HostError.
+        that none is reached through the tunnel. Raises LoopError, at a start with nothing added, and
+        HostError.
         Sysctls and firewall that can't be written (a container) are problems, and not the end: most hosts
         work without. So are single routes: peers say where they lead.
         """
@@ -236,7 +237,11 @@ class HostRules:
         try:
             await self.prove(wanted.interface, relay, state=state)
         except LoopError:
-            await self.routing.write(RoutingChanges(remove_rules=first.add_rules))
+            # With the other rule there, a start is long over, and WireGuard's own packets need this one.
+            # What a name server says of the relay costs no direct tunnel, and keeps no peer that was deleted.
+            is_start = not any(is_table_rule(rule) for rule in state.rules)
+            undone = first.add_rules if is_start else ()
+            await self.routing.write(RoutingChanges(remove_rules=undone, remove_routes=changes.remove_routes))
             raise
         rest = replace(
             changes,

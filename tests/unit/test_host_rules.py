@@ -114,6 +114,23 @@ async def test_a_loop_is_refused_before_anything_is_added(rules: HostRules, rout
     assert routing.routes == []
 
 
+async def test_a_loop_that_comes_later_takes_no_rule_from_wireguards_own_packets(
+    rules: HostRules, routing: FakeRouting
+) -> None:
+    """A flush of the rules, say, while the relay's name leads into the tunnel."""
+    await rules.apply(OURS, [RELAY])
+    right = list(routing.rules)
+    routing.main[ip_network("192.0.2.0/24")] = "wire_kube"
+    routing.rules = [rule for rule in right if rule.mark is None]
+    for _ in range(2):
+        with pytest.raises(LoopError):
+            await rules.apply(OURS, [RELAY])
+        assert routing.rules == right
+    with pytest.raises(LoopError):
+        await rules.apply(replace(OURS, routes=OURS.routes[1:]), [RELAY])
+    assert tuple(routing.routes) == OURS.routes[1:], "and a peer that was deleted goes"
+
+
 async def test_a_relay_inside_the_allowed_ips_is_reached_by_the_main_table(
     rules: HostRules, routing: FakeRouting
 ) -> None:
