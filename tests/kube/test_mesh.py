@@ -125,6 +125,17 @@ def test_a_peer_that_is_added_changed_and_deleted_is_followed_within_two_seconds
         )
 
 
+def test_a_node_that_reports_nonsense_ends_nobody(nodes: Nodes) -> None:
+    deep = '{"a":' * 9000 + "1" + "}" * 9000
+    nodes.cluster.apply(peer("odd", publicKey=KEY, allowedIPs=["10.100.255.1/32"]))
+    patch = f'{{"status": {{"connected": true, "junk": {deep}}}}}'
+    nodes.cluster.kubectl("patch", "wkpeer", "odd", "--subresource=status", "--type=merge", "-p", patch)
+    nodes.patch("wkpeer", "odd", {"spec": {"allowedIPs": ["10.100.255.3/32"]}})
+    for name in nodes.named:
+        within(GONE_S, lambda name=name: "10.100.255.3" in nodes.routes(name), f"{name} goes on")  # type: ignore[misc]
+    nodes.cluster.kubectl("delete", "wkpeer", "odd", "--wait=false")
+
+
 def test_a_peer_that_something_holds_up_being_deleted_is_gone_all_the_same(nodes: Nodes) -> None:
     made = peer("held", publicKey=KEY, endpoint="203.0.113.200:51820", allowedIPs=["10.100.255.1/32"])
     nodes.cluster.apply(made)

@@ -81,6 +81,23 @@ def test_what_is_being_deleted_is_gone_whoever_holds_that_up(listing: Listing[Pe
     assert listing.event(event("DELETED", held))
 
 
+@pytest.mark.parametrize("levels", [10, 1100, 9000])
+def test_what_a_node_reports_may_be_nested_as_deep_as_the_server_takes_it(
+    listing: Listing[Peer], levels: int
+) -> None:
+    """Its own agent may write what it likes into its status; the others must not end of it."""
+    deep = '[{"a":' * levels + '"}]{["' + "}]" * levels
+    item = json.dumps(peer("deep", 11, endpoint="192.0.2.1:1")).replace(
+        '"spec"', f'"status": {{"x": {deep}}}, "spec"'
+    )
+    assert listing.event(f'{{"type": "ADDED", "object": {item}}}'.encode())
+    assert listing.known["deep"].spec.endpoint == "192.0.2.1:1"
+    known = json.dumps(peer("a", 12))
+    listing.listed(f'{{"metadata": {{"resourceVersion": "12"}}, "items": [{item}, {known}]}}'.encode())
+    assert set(listing.known) == {"deep", "a"}
+    assert listing.known["deep"].spec.endpoint == "192.0.2.1:1"
+
+
 def test_a_list_of_nothing_in_particular_is_none(listing: Listing[Peer]) -> None:
     with pytest.raises(ValueError, match="without a resourceVersion"):
         listing.listed(b'{"kind": "Status", "metadata": {}, "status": "Success"}')

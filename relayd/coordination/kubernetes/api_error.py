@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from relayd.coordination.kubernetes.decoding import decode
 from relayd.errors import RelaydError
 
 MAX_RETRY_AFTER_S = 60.0
@@ -42,7 +43,7 @@ def error_of(body: bytes, status: int = 0, retry_after: str = "") -> ApiError:
     says it there alone.
     """
     try:
-        said = msgspec.json.decode(body, type=_Status)
+        said = decode(body, _Status)
     except ValueError:  # a proxy in between, in its own words
         said = _Status(message=body[:200].decode(errors="replace"))
     wait_s = float(said.details.retryAfterSeconds if said.details is not None else 0)

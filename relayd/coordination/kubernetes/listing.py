@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from relayd.coordination.kubernetes.api_error import ApiError, error_of
+from relayd.coordination.kubernetes.decoding import decode
 from relayd.coordination.kubernetes.resources import Meta, Resource
 
 PAGE = 500
@@ -82,7 +83,7 @@ class Listing(Generic[R]):
 
         Raises ValueError when it is no list.
         """
-        page = msgspec.json.decode(body, type=_List)
+        page = decode(body, _List)
         self._pages += page.items
         if page.metadata.continue_:
             return page.metadata.continue_
@@ -105,12 +106,12 @@ class Listing(Generic[R]):
 
         Raises ApiError for an ERROR event (after 410 the next thing is a list), ValueError for no event.
         """
-        event = msgspec.json.decode(line, type=_Event)
+        event = decode(line, _Event)
         if event.type == "ERROR":
             error = error_of(bytes(event.object))
             self.failed(error)
             raise error
-        meta = msgspec.json.decode(event.object, type=_Named).metadata
+        meta = decode(event.object, _Named).metadata
         if event.type == "DELETED":
             self.known.pop(meta.name, None)
             self.problems.pop(meta.name, None)
@@ -132,9 +133,9 @@ class Listing(Generic[R]):
             self.resource_version, self._expired = "", True
 
     def _put(self, raw: msgspec.Raw) -> None:
-        meta = msgspec.json.decode(raw, type=_Named).metadata
+        meta = decode(raw, _Named).metadata
         try:
-            resource = msgspec.json.decode(raw, type=self._kind)
+            resource = decode(raw, self._kind)
             self.problems.pop(meta.name, None)
             if resource.is_gone:
                 self.known.pop(meta.name, None)

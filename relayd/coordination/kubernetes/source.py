@@ -21,6 +21,7 @@ import trio
 from relayd.coordination.kubernetes import own_peer, resources
 from relayd.coordination.kubernetes.api_error import ApiError, UnreachableError
 from relayd.coordination.kubernetes.client import MERGE, ApiClient
+from relayd.coordination.kubernetes.decoding import decode
 from relayd.coordination.kubernetes.follower import Follower
 from relayd.coordination.kubernetes.memory import ClusterMemory
 from relayd.coordination.kubernetes.mesh import (
@@ -300,7 +301,7 @@ class KubernetesSource:
         0: the cache of one that is cut off from etcd), and for it the node would cut its tunnels."""
         try:
             body = await self._client.request("GET", own_peer.path_of(self._own.name))
-            peer = msgspec.json.decode(body, type=resources.Peer)
+            peer = decode(body, resources.Peer)
         except (ApiError, UnreachableError, ValueError) as error:
             if isinstance(error, ApiError) and error.status in (403, 404):  # may not ask: believe the list
                 return True
@@ -326,7 +327,7 @@ class KubernetesSource:
                 allowed_ips=own_allowed_ips(view, self._own.name),
             )
             body = await self._client.request("POST", resources.PEERS, body=made)
-            peer = msgspec.json.decode(body, type=resources.Peer)
+            peer = decode(body, resources.Peer)
         except (ApiError, UnreachableError, ValueError) as error:
             self._not_written("peer.not_made", error)
             return False
@@ -365,7 +366,7 @@ class KubernetesSource:
                 return
             path = own_peer.path_of(self._own.name)
             body = await self._client.request("PATCH", path, body=patch, kind=MERGE)
-            corrected = msgspec.json.decode(body, type=resources.Peer)
+            corrected = decode(body, resources.Peer)
         except (ApiError, UnreachableError, ValueError) as error:
             self._not_written("peer.not_corrected", error)
             return
