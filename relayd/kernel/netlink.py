@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from ipaddress import IPv6Address
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import trio
@@ -40,6 +41,9 @@ ALLOWED_IPS_A_MESSAGE = 500
 
 PEERS_A_MESSAGE = 100
 """Some 130 bytes each without their allowed IPs."""
+
+MESSAGES_A_CALL = 10
+"""A call has one deadline. 5,000 allowed IPs take half a second, nearly all of it pyroute2's."""
 
 READ_ATTEMPTS = 10
 """A dump during which the interface changed is inconsistent (NLM_F_DUMP_INTR) and is read again."""
@@ -82,19 +86,19 @@ class NetlinkWireGuard(PlannedWireGuard):
         raise hints.no_answer(attempt, "the kernel", rtnl.DEADLINE_S)
 
     async def _write(self, attempt: str, changes: Changes) -> None:
-        async def write(wireguard: Any) -> None:
-            for attributes in messages_of(changes):
-                await _request(wireguard, self.name, attributes)
+        messages = messages_of(changes)
+        while batch := list(islice(messages, MESSAGES_A_CALL)):
 
-        async def go(wireguard: Any) -> None:
-            try:
-                await write(wireguard)
-            except NetlinkError as error:
-                if error.code == errno.EADDRINUSE:
-                    raise hints.port_in_use(self.name, changes.listen_port or 0) from error
-                raise
+            async def write(wireguard: Any, batch: list[list[_Attribute]] = batch) -> None:
+                try:
+                    for attributes in batch:
+                        await _request(wireguard, self.name, attributes)
+                except NetlinkError as error:
+                    if error.code == errno.EADDRINUSE:
+                        raise hints.port_in_use(self.name, changes.listen_port or 0) from error
+                    raise
 
-        await self._call(attempt, go)
+            await self._call(attempt, write)
 
     async def _call(self, attempt: str, function: Callable[[Any], Awaitable[_Result]]) -> _Result:
         """Run `function` on a WireGuard socket. Raises HostError, saying why if the interface is gone."""

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from relayd.coordination.kubernetes.addresses import choose, fnv1a, preferred
+from relayd.coordination.kubernetes.claims import MAX_ALLOWED_IPS
 from relayd.coordination.kubernetes.mesh import (
     MANAGED_RELAY,
     Discovered,
@@ -448,6 +449,13 @@ def test_what_cant_be_used_is_left_out_and_said(spec: dict[str, Any], complaint:
     assert "b" in made.names.values()
     assert any("bad" in line and complaint in line for line in made.problems)
     assert all(one.endpoint is None for one in made.mesh.peers)
+
+
+def test_of_more_allowed_ips_than_anybody_needs_the_first_count() -> None:
+    many = [f"10.{number >> 8}.{number & 255}.0/24" for number in range(MAX_ALLOWED_IPS + 1)]
+    made = meaning(view(peer("a", 0, allowedIPs=["10.100.0.1/32"]), peer("b", 1, allowedIPs=many)), ME)
+    assert len(made.mesh.peers[0].allowed_ips) == MAX_ALLOWED_IPS
+    assert made.problems == (f"WireKubePeer b: of its allowedIPs the first {MAX_ALLOWED_IPS} count",)
 
 
 def test_many_problems_are_summed_up() -> None:

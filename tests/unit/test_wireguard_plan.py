@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Literal
 
 import pytest
@@ -10,8 +11,15 @@ from pyroute2.netlink.generic.wireguard import wgmsg
 
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
+from relayd.kernel import rtnl
 from relayd.kernel.device import NO_KEY, Changes, Interface, Peer, PeerChange, PeerSettings, plan
-from relayd.kernel.netlink import ALLOWED_IPS_A_MESSAGE, PEERS_A_MESSAGE, messages_of
+from relayd.kernel.netlink import (
+    ALLOWED_IPS_A_MESSAGE,
+    MESSAGES_A_CALL,
+    PEERS_A_MESSAGE,
+    NetlinkWireGuard,
+    messages_of,
+)
 from relayd.kernel.planned import PlannedWireGuard
 from relayd.kernel.wireguard_dump import Reader
 from relayd.keys import PublicKey
@@ -155,3 +163,20 @@ async def test_an_interface_that_is_gone_is_not_asked_for_each_of_a_thousand() -
     assert {str(error) for error in refused.values()} == {"there is no interface wg0"}
     assert set(refused) == set(ENDPOINTS)
     assert wireguard.writes == 0
+
+
+async def test_what_takes_long_is_written_in_calls_that_have_a_deadline_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tens of thousands of allowed IPs took longer than one call may, each time anew: no other peer came."""
+    calls: list[str] = []
+
+    async def call(attempt: str, function: object) -> None:
+        await trio.lowlevel.checkpoint()
+        calls.append(attempt)
+
+    monkeypatch.setattr(rtnl, "call", call)
+    many = tuple(ip_network((10 << 24 | number, 32)) for number in range(20 * ALLOWED_IPS_A_MESSAGE))
+    change = PeerChange(key=new_key().public(), new=True, allowed_ips=many)
+    await NetlinkWireGuard("wire_kube")._write("configure it", Changes(peers=(change,)))
+    assert calls == ["configure it"] * (20 // MESSAGES_A_CALL)

@@ -23,6 +23,10 @@ from relayd.coordination.model import MeshPeer
 from relayd.endpoints import Endpoint
 from relayd.keys import PublicKey
 
+MAX_ALLOWED_IPS = 10_000
+"""Of one resource. Other programs' definitions have no limit, and etcd's is some 70,000: each change of so
+many would keep every agent busy for ten seconds."""
+
 
 def age(peer: resources.Peer) -> tuple[str, str]:
     """Sorts by who was there first."""
@@ -87,7 +91,10 @@ class Claims:
         if key == self._own_key:
             self._problems.append(f"{who} has the key of {self._own_name}: it is left out")
             return None
-        found = networks(one.spec.allowedIPs, f"{who}: allowedIPs", self._problems)
+        texts = one.spec.allowedIPs[:MAX_ALLOWED_IPS]
+        if len(texts) < len(one.spec.allowedIPs):
+            self._problems.append(f"{who}: of its allowedIPs the first {MAX_ALLOWED_IPS} count")
+        found = networks(texts, f"{who}: allowedIPs", self._problems)
         return _Claim(name=one.metadata.name, key=key, networks=tuple(dict.fromkeys(found)), resource=one)
 
     def _hold(self, network: Network, name: str) -> None:
