@@ -80,6 +80,14 @@ def no_private_key(name: str) -> HostError:
     return HostError(f"{name} has no private key yet: set one (wg set {name} private-key FILE)")
 
 
+def no_ipv6(attempt: str, name: str) -> HostError:
+    """`attempt` was refused because `name` may have no IPv6."""
+    return HostError(
+        f"cannot {attempt}: IPv6 is disabled on {name} (sysctl -w net.ipv6.conf.{name}.disable_ipv6=0, or "
+        f"net.ipv6.conf.default.disable_ipv6=0 for an interface that is yet to be made)"
+    )
+
+
 def no_answer(attempt: str, who: str, seconds: float) -> HostError:
     """`attempt` ran out of time."""
     return HostError(f"cannot {attempt}: {who} did not answer within {seconds:g} s")

@@ -122,12 +122,12 @@ async def bring_up(name: str, *, mtu: int, addresses: Sequence[Address]) -> Addr
             removed = tuple(address for address in before if addresses and address not in addresses)
             # The old go first: of two in one network the kernel would go on using the older as source.
             for address in removed:
-                await _address(kernel, "del", link.index, address)
+                await _address(kernel, "del", link, address)
             # Read again: an IPv4 address may have taken others of its network along (see _address).
             left = await _addresses(kernel, link.index) if removed else before
             added = tuple(address for address in addresses if address not in left)
             for address in added:
-                await _address(kernel, "add", link.index, address)
+                await _address(kernel, "add", link, address)
             if not link.is_up:
                 await _up(kernel, link)
             return AddressChange(added, removed)
@@ -188,10 +188,14 @@ async def _addresses(kernel: Any, index: int) -> list[Address]:
     return found
 
 
-async def _address(kernel: Any, verb: str, index: int, address: Address) -> None:
+async def _address(kernel: Any, verb: str, link: Link, address: Address) -> None:
     try:
-        await kernel.addr(verb, index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        await kernel.addr(
+            verb, index=link.index, address=str(address.ip), prefixlen=address.network.prefixlen
+        )
     except NetlinkError as error:
+        if verb == "add" and address.version == 6 and error.code == errno.EACCES:
+            raise hints.no_ipv6(f"give {link.name} the address {address}", link.name) from error
         # With a primary IPv4 address the kernel removes its secondaries, unless promote_secondaries is on.
         if not (verb == "del" and error.code == errno.EADDRNOTAVAIL):
             raise

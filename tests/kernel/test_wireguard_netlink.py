@@ -181,6 +181,15 @@ async def test_a_port_in_use_is_told_by_its_number(quick: str) -> None:
         removed("wire0")
 
 
+async def test_where_ipv6_is_disabled_that_is_told_and_no_capability_asked_for() -> None:
+    sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")
+    try:
+        with pytest.raises(HostError, match="fd08::1/64: IPv6 is disabled on wire0"):
+            await ensure_interface("wire0", mtu=1420, addresses=[ip_interface("fd08::1/64")])
+    finally:
+        sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=0")
+
+
 async def test_a_missing_interface_is_told_with_those_that_exist(quick: str) -> None:
     with pytest.raises(HostError, match="there is no interface wg7; WireGuard interfaces here: wg0"):
         await open_wireguard("wg7")
