@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import trio
 
 from relayd.config import RUN_DIR
-from relayd.errors import RelaydError
+from relayd.errors import HostError, RelaydError
 from relayd.observe import control
 from relayd.observe.output import printing
 
@@ -55,12 +56,18 @@ def show_status(path: str | None, *, as_json: bool, directory: str = RUN_DIR) ->
 
 
 def sockets(directory: str) -> list[str]:
-    """The control sockets of this host's processes. Raises RelaydError when there is none."""
+    """The control sockets of this host's processes. Raises RelaydError when there is none, HostError for who
+    may not look."""
     try:
-        # A relay under systemd has a directory of its own in there: it runs as another user.
-        found = [one for pattern in ("*.sock", "*/*.sock") for one in Path(directory).glob(pattern)]
-    except OSError as error:  # not ours to list
-        raise RelaydError(f"{directory}: {error.strerror}") from error
+        os.listdir(directory)  # glob takes what it may not list for empty
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise HostError(
+            f"{directory}: {error.strerror} (ask as root, or as the process's own user)"
+        ) from error
+    # A relay under systemd has a directory of its own in there: it runs as another user.
+    found = [one for pattern in ("*.sock", "*/*.sock") for one in Path(directory).glob(pattern)]
     if not found:
         raise RelaydError(
             f"no relay or agent runs here: there is no socket in {directory} (relayd serve and relayd agent "

@@ -65,6 +65,9 @@ async def _targets(relay: RelayAddress, spare: Endpoint | None, *, spare_first: 
         try:
             entries = await trio.socket.getaddrinfo(relay.host, relay.port, type=socket.SOCK_STREAM)
             found = interleave([(int(entry[0]), entry[4]) for entry in entries])
+        except socket.gaierror as error:
+            if spare is None:
+                raise OSError(f"{relay.host}: {error.strerror}") from error  # its text begins "[Errno -3]"
         except (OSError, UnicodeError):
             if spare is None:
                 raise

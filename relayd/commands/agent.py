@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _release(args: argparse.Namespace) -> int:
     from relayd.host_commands import release
+    from relayd.observe import log
 
     if args.config is not None:
         raise ConfigError("--release takes no configuration", source="--config", hint="--interface NAME")
-    return release(load_host(given(args, AGENT, ("interface", "state_dir", "control"))))
+    config = load_host(given(args, AGENT, ("interface", "state_dir", "control")))
+    log.configure()
+    return release(config)

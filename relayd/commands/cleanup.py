@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 def run(args: argparse.Namespace) -> int:
     """Remove it. The exit status."""
     from relayd.host_commands import cleanup
+    from relayd.observe import log
 
     config = load_host(given(args, AGENT, SETTINGS))
+    log.configure()  # to stderr: what is printed may be meant for a program
     return cleanup(config, dry_run=args.dry_run, as_json=args.json, force=args.force)

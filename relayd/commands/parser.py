@@ -79,6 +79,26 @@ class _Top(argparse.ArgumentParser):
         return "".join(lines)
 
 
+class _Command(argparse.ArgumentParser):
+    """One command's. What it doesn't know it says itself: argparse leaves that to the topmost parser, whose
+    usage is of no help."""
+
+    def parse_known_args(  # type: ignore[override]  # the standard library's is overloaded
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown[0])}")
+        return parsed, unknown
+
+    def _meant(self, word: str) -> str:
+        from difflib import get_close_matches  # of use to who makes a mistake
+
+        flag = word.partition("=")[0]
+        close = get_close_matches(flag, self._option_string_actions, n=1) if flag.startswith("-") else []
+        return f" (did you mean {close[0]}?)" if close else ""
+
+
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """For these arguments: with the command that they name; with all, without their flags, if they name none.
 
@@ -119,7 +139,7 @@ def _top() -> tuple[argparse.ArgumentParser, _Commands[argparse.ArgumentParser]]
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"relayd {__version__}")
     return parser, parser.add_subparsers(
-        metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser, prog="relayd"
+        metavar="COMMAND", required=True, parser_class=_Command, prog="relayd"
     )
 
 

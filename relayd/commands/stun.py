@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, all_help: bool = False) ->
 def run(args: argparse.Namespace) -> int:
     """Look, and show it. The exit status."""
     from relayd.commands.host_config import host_config
+    from relayd.observe import log
     from relayd.stun.command import show
 
     if not 0 <= args.port <= 65535:
@@ -58,4 +59,5 @@ def run(args: argparse.Namespace) -> int:
     if args.servers:
         flags = dict(flags) | {"stun": args.servers}
     config = host_config(args.config, flags)
+    log.configure(config.log)
     return show(config, as_json=args.json, lifetime_s=args.lifetime, port=args.port, map_port=args.map)

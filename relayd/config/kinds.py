@@ -109,7 +109,7 @@ def _socket_path(value: object) -> Path:
 
 
 SWITCH = Kind(values.yes_or_no, "", values.yes_or_no_from_text, switch=True)
-LISTEN = Kind(net_values.listen_address, "ADDR:PORT")
+HTTP = Kind(net_values.http_address, "ADDR:PORT")
 RELAYS = Kind(net_values.relays, "RELAY", several=True)
 INTERFACE = Kind(net_values.interface_name, "NAME")
 FILE = Kind(values.file_path, "FILE", path=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface
 
 from relayd import marks
+from relayd.config.types import HTTP_ADDRESS
 from relayd.config.values import WrongError, many, quoted, text
 from relayd.endpoints import Endpoint, is_host_name, split_host_port
 from relayd.join import JoinString
@@ -153,13 +154,21 @@ def host_name(value: object) -> str:
     return written.lower().rstrip(".")
 
 
-def listen_address(value: object) -> str:
+def http_address(value: object) -> str:
+    """Likewise, where a slip isn't to open it to the world."""
+    return listen_address(value, example=HTTP_ADDRESS)
+
+
+def listen_address(value: object, *, example: str = f"0.0.0.0:{marks.RELAY_PORT}") -> str:
     """An address to accept connections on, in its canonical form; port 0: any free one."""
     written = text(value).strip()
-    host, port = _host_port(written, f"0.0.0.0:{marks.RELAY_PORT}")
+    usual = example.rpartition(":")[0]
+    if written.isascii() and written.isdigit():
+        raise WrongError(f"{written!r} is a port without an address", f"did you mean {usual}:{written}?")
+    host, port = _host_port(written, example)
     endpoint = _literal(host, port)
     if endpoint is None:
-        stands_for = {"localhost": "127.0.0.1", "*": "0.0.0.0"}.get(host, "0.0.0.0")
+        stands_for = {"localhost": "127.0.0.1", "*": "0.0.0.0"}.get(host, usual)
         raise WrongError(f"{host!r} is not an IP address", f"ADDRESS:PORT, for example {stands_for}:{port}")
     if endpoint.address.is_multicast:
         raise WrongError(f"{host!r} is a multicast address", f"ADDRESS:PORT, for example 0.0.0.0:{port}")
@@ -242,7 +251,7 @@ def _host_port(written: str, example: str) -> tuple[str, int]:
     try:
         return split_host_port(written)
     except ValueError as error:
-        no_port = re.fullmatch(r"[A-Za-z0-9._-]+", written) is not None
+        no_port = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", written) is not None
         hint = (
             f"did you mean {written}:{example.rpartition(':')[2]}?" if no_port else f"for example {example}"
         )

@@ -28,7 +28,7 @@ _LISTEN = kinds.several(
     empty="there is no address to accept connections on",
 )
 _CONTROL = "the socket that relayd status asks"
-_HTTP = kinds.or_off(kinds.LISTEN)
+_HTTP = kinds.or_off(kinds.HTTP)
 _HTTP_HELP = "serve metrics, health and the status page here"
 _HTTP_DEFAULT = f"{HTTP_ADDRESS}, or the next free port"
 _HTTP_NAMES = kinds.several(net_values.host_name, "NAME", example="gateway.example.net")

@@ -225,10 +225,12 @@ def _compiled_in() -> bool | None:
 
 async def _agent(path: str) -> tuple[bool, str]:
     """(whether an agent answers, a stale socket's path)."""
-    if not await trio.Path(path).exists():
-        return False, ""
     try:
+        if not await trio.Path(path).exists():
+            return False, ""
         await control.ask(path, "status")
+    except PermissionError:  # its directory is closed to us: nobody knows
+        return False, ""
     except control.NobodyAnswersError:
         return False, path
     except RelaydError:  # not for us to ask: somebody has it

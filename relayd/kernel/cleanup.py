@@ -230,8 +230,11 @@ class Cleanup:
 
     def _list(self) -> tuple[list[Path], list[str], bool]:
         """-> files of ours, names of others, and whether the state directory itself may go"""
-        ours = [path for path in self._controls if path.is_socket()]
         directory = self._state_dir
+        try:
+            ours = [path for path in self._controls if path.is_socket()]
+        except PermissionError as error:
+            raise HostError(f"cannot look at {error.filename}: {error.strerror}") from error
         try:
             names = sorted(os.listdir(directory))
         except FileNotFoundError:

@@ -42,4 +42,7 @@ async def usual_interface() -> str:
 
 
 def _has_agent(name: str) -> bool:
-    return Path(agent_control(name)).is_socket()
+    try:
+        return Path(agent_control(name)).is_socket()
+    except PermissionError:  # the directory is root's
+        return False

@@ -7,7 +7,7 @@ from ipaddress import IPv4Interface
 
 import pytest
 
-from relayd.demo.lab import Lab, Node
+from relayd.demo.lab import RELAYD, Lab, Node
 from relayd.demo.tunnel import Tunnel
 from relayd.keys import PrivateKey
 from tests.helpers.netns import snapshot, status_of, wait_until, write
@@ -127,6 +127,34 @@ def test_a_killed_relays_socket_does_not_keep_the_next_one_out(lab: Lab, node: N
     assert second.wait(STOP_S) == 0
     for process in (first, second):
         lab.discard(process)
+
+
+UNABLE = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all")
+"""(root's id is no right by itself: without capabilities another user's directory is closed to it.)"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        (["status"], 3, "relayd: /run/relayd: Permission denied (ask as root"),
+        (["check"], 1, "CAP_NET_ADMIN is missing"),
+        (["cleanup", "--dry-run"], 1, "cannot look at /run/relayd/agent-wire_kube.sock: Permission denied"),
+        (["stun"], 0, "Nobody was asked"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_who_may_not_look_is_told_so(
+    lab: Lab, node: Node, command: list[str], status: int, said: str
+) -> None:
+    node.run("sh", "-ec", "mkdir -p /run/relayd; chown 65534 /run/relayd; chmod 0700 /run/relayd")
+    try:
+        process = node.start(*UNABLE, *RELAYD, *command)
+        assert process.wait(STOP_S) == status
+    finally:
+        node.run("chown", "0", "/run/relayd")
+    assert said in process.output()
+    assert "Traceback" not in process.output()
+    lab.discard(process)
 
 
 def test_status_without_a_process_says_so(lab: Lab, node: Node) -> None:

@@ -158,6 +158,26 @@ def test_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
+    ("arguments", "usage", "said"),
+    [
+        (["serve", "--lisen", "0.0.0.0:1"], "relayd serve", "--lisen 0.0.0.0:1 (did you mean --listen?)"),
+        (["serve", "--http-name=x"], "relayd serve", "--http-name=x (did you mean --http-names?)"),
+        (["config", "check", "f", "--jason"], "relayd config check", "--jason (did you mean --json?)"),
+        (["agent", "wg0"], "relayd agent", "unrecognized arguments: wg0\n"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_wrong_flag_is_told_with_its_commands_usage_and_what_it_may_have_been(
+    arguments: list[str], usage: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"usage: {usage} [")
+    assert said in shown
+
+
+@pytest.mark.parametrize(
     "command",
     [[], *([name] for name in all_commands()), ["config", "check"], ["config", "show"]],
     ids=" ".join,

@@ -375,6 +375,9 @@ def test_a_wrong_shape_has_line_key_problem_and_hint(
     ("text", "line", "key", "problem", "hint"),
     [
         ('[relay]\nlisten = ["0.0.0.0"]', 2, "relay.listen[1]", "has no port", "did you mean 0.0.0.0:3478?"),
+        ('[relay]\nlisten = "3478"', 2, "relay.listen[1]", "without an address", "mean 0.0.0.0:3478?"),
+        ('[relay]\nhttp = "9478"', 2, "relay.http", "without an address", "mean 127.0.0.1:9478?"),
+        ('[relay]\nhttp = "host:1"', 2, "relay.http", "not an IP address", "example 127.0.0.1:1"),
         ('[relay]\nlisten = "localhost:1"', 2, "relay.listen[1]", "not an IP address", "127.0.0.1:1"),
         ('[relay]\nlisten = ["*:1"]', 2, "relay.listen[1]", "not an IP address", "0.0.0.0:1"),
         ('[relay]\nlisten = ["::1:1"]', 2, "relay.listen[1]", "goes in brackets", ""),

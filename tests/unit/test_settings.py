@@ -118,7 +118,7 @@ EVERY = (
     Setting("relay", "g", "auth", kinds.choice("required", "optional"), "whether keys are proved"),
     Setting("relay", "g", "tokens", kinds.several_paths("FILE", example="/etc/t"), "files with tokens"),
     Setting("relay", "g", "key", kinds.FILE, "a file"),
-    Setting("relay", "g", "http", kinds.or_off(kinds.LISTEN), "where to answer"),
+    Setting("relay", "g", "http", kinds.or_off(kinds.HTTP), "where to answer"),
 )
 EVERY_ROLE = Role("every", "every", Every, EVERY)  # type: ignore[arg-type]
 
@@ -150,8 +150,8 @@ def test_default_texts_of_every_kind() -> None:
         (kinds.SWITCH, "Yes", True),
         (kinds.SWITCH, "0", False),
         (kinds.choice("a", "b"), "b", "b"),
-        (kinds.or_off(kinds.LISTEN), "off", None),
-        (kinds.or_off(kinds.LISTEN), "127.0.0.1:9478", "127.0.0.1:9478"),
+        (kinds.or_off(kinds.HTTP), "off", None),
+        (kinds.or_off(kinds.HTTP), "127.0.0.1:9478", "127.0.0.1:9478"),
         (kinds.or_off(kinds.PORT), "off", None),
         (kinds.or_off(kinds.PORT), "80", 80),
         (kinds.number(1, 5, "things"), "5", 5),
@@ -169,7 +169,7 @@ def test_kind_takes_a_variables_text(kind: Kind, text: str, value: object) -> No
         (kinds.SWITCH, "true", "is a string, not a boolean"),
         (kinds.SWITCH, 1, "is an integer, not a boolean"),
         (kinds.choice("required", "optional"), "optinal", "'optinal' is not known here"),
-        (kinds.or_off(kinds.LISTEN), "of", "'of'"),
+        (kinds.or_off(kinds.HTTP), "of", "'of'"),
         (kinds.number(1, 5, "things"), 6, "6 is out of range"),
         (kinds.PORT, "80", "is a string, not an integer"),
     ],
