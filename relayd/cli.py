@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import sys
 from collections.abc import Sequence
 
 from relayd.commands.exit_status import INTERRUPTED, STDOUT_CLOSED
-from relayd.commands.parser import make_parser
 from relayd.errors import RelaydError
 
 
@@ -22,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     status = 1
     try:
+        from relayd.commands.parser import make_parser  # in here, as Ctrl-C may come at any time
+
         args = make_parser(arguments).parse_args(arguments)
         status = args.run(args)
         if sys.stdout is not None:
@@ -60,6 +60,8 @@ def _stdout_is_closed() -> bool:
     """Whether nobody reads standard output any more, which is then given up."""
     if sys.stdout is None:
         return False
+    import select
+
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if not any(mask & (select.POLLERR | select.POLLHUP) for _, mask in poll.poll(0)):

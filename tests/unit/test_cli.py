@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from relayd import __version__, cli
-from relayd.commands import status
+from relayd.commands import parser, status
 from relayd.commands.exit_status import MEANINGS
+from relayd.commands.importing import importing
 from relayd.commands.parser import GROUPS, all_commands, make_parser
 from relayd.errors import ConfigError, HostError, RelaydError
 
@@ -121,8 +122,24 @@ def test_control_c_before_the_command_begins_is_no_traceback(monkeypatch: pytest
     def interrupted(arguments: object) -> None:
         raise KeyboardInterrupt  # as while a command's modules are loaded
 
-    monkeypatch.setattr(cli, "make_parser", interrupted)
+    monkeypatch.setattr(parser, "make_parser", interrupted)
     assert cli.main(["status"]) == 130
+
+
+def test_control_c_ends_the_process_at_once_while_modules_are_loaded() -> None:
+    """A module that takes it for a failure of its own would swallow it."""
+    code = (
+        "import os, signal\n"
+        "from relayd.commands.importing import importing\n"
+        "try:\n"
+        "    with importing(): os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException: print('swallowed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    with importing():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), BrokenPipeError(), OSError(5, "disk")])
