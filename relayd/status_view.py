@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,8 @@ AGENT_ROWS = 8
 """Likewise peers of an agent, which take four lines or so each: those without a way first."""
 WIDE_COLUMNS = 120
 """From here on a peer's reason has a column of its own; below, it stands under the endpoint."""
+NARROW_COLUMNS = 64
+"""With less there is no table: its last column would have no room for an endpoint."""
 
 _STYLE_OF_PATH = {"direct": "green", "relay": "yellow", "none": "bold red"}
 _STYLE_OF_STATE = {"connected": "green"}
@@ -68,6 +71,7 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
     if not peers:
         console.print("no peers")
         return
+    narrow = not wide and console.width < NARROW_COLUMNS
     table = _table(
         *("PEER", "PATH", *(("SINCE",) if wide else ()), "HANDSHAKE", "RX", "TX"),
         *(("WHY", "ENDPOINT") if wide else ("ENDPOINT, WHY",)),
@@ -87,6 +91,19 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
             why += f" ({more})" if more else ""
         elif paths:
             why += f"\nfor {since}" + (f"; {more}" if more else "")
+        if narrow:
+            _print_lines(
+                console,
+                (text(peer.get("name") or text(peer.get("key"))[:8]), "bold"),
+                " ",
+                (path, _STYLE_OF_PATH.get(path, "")),
+                below=(
+                    f"{endpoint}\n{why}",
+                    f"handshake {ago(peer.get('handshake_age_s'))}, rx {size(peer.get('rx_bytes'))}, "
+                    f"tx {size(peer.get('tx_bytes'))}",
+                ),
+            )
+            continue
         table.add_row(
             text(peer.get("name") or text(peer.get("key"))[:8]),
             Text(path, _STYLE_OF_PATH.get(path, "")),
@@ -100,7 +117,8 @@ def _print_agent(console: Console, status: Status, *, wide: bool, rows: int | No
                 else (Text.assemble(endpoint, (f"\n{why}", "dim")) if why else endpoint,)
             ),
         )
-    console.print(table)
+    if not narrow:
+        console.print(table)
     if rows is not None and len(peers) > rows:
         console.print(f"and {count(len(peers) - rows)} more (--json lists all)")
 
@@ -182,8 +200,9 @@ def _print_relay(console: Console, first: Status, later: Status, *, rows: int | 
     table = _table("KEY", "ADDRESS", "CONNECTED", "IN", "OUT", "QUEUED", "DROPS")
     for column in range(2, 7):
         table.columns[column].justify = "right"
+    narrow = rows is not None and console.width < NARROW_COLUMNS
     for peer in peers[:rows]:
-        table.add_row(
+        cells = (
             text(peer.get("key"))[:8],
             text(peer.get("address")),
             duration(peer.get("connected_s")),
@@ -192,7 +211,15 @@ def _print_relay(console: Console, first: Status, later: Status, *, rows: int | 
             size(peer.get("queued_bytes")),
             count(sum((peer.get("drops") or {}).values())),
         )
-    console.print(table)
+        if narrow:
+            key, address, connected, *figures = cells
+            named = zip(("in", "out", "queued", "drops"), figures, strict=True)
+            said = ", ".join(f"{name} {figure}" for name, figure in named)
+            _print_lines(console, (key, "bold"), f" {address}", below=(f"connected for {connected}", said))
+        else:
+            table.add_row(*cells)
+    if not narrow:
+        console.print(table)
     if rows is not None and len(peers) > rows:
         console.print(f"and {count(len(peers) - rows)} more that carried less (--json lists all)")
 
@@ -270,6 +297,13 @@ def _table(*names: str) -> Table:
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=not name.startswith(("ENDPOINT", "ADDRESS", "WHY")))
     return table
+
+
+def _print_lines(console: Console, *head: str | tuple[str, str], below: Iterable[str]) -> None:
+    """One thing without a table: a line, and more of it below."""
+    console.print(_line(*head))
+    for words in below:
+        console.print(Padding(Text(words, "dim"), (0, 0, 0, 2)))
 
 
 def _line(*parts: str | tuple[str, str]) -> Text:

@@ -93,6 +93,14 @@ def shown(*answers: tuple[Mapping[str, Any], Mapping[str, Any]], columns: int | 
 
 
 @pytest.mark.parametrize("answer", [AGENT, relay(3)], ids=["agent", "relay"])
+def test_on_a_narrow_terminal_everything_can_be_read_too(answer: dict[str, Any]) -> None:
+    lines = shown((answer, {}), columns=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert len(lines) < 40, "a column of one character a line"
+    assert LONGEST in "".join(line.strip() for line in lines)
+
+
+@pytest.mark.parametrize("answer", [AGENT, relay(3)], ids=["agent", "relay"])
 def test_nothing_is_wider_than_80_columns_and_nothing_is_cut(answer: dict[str, Any]) -> None:
     text = shown((answer, {}), columns=80)
     assert max(map(len, text.splitlines())) <= 80
