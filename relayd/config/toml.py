@@ -111,12 +111,20 @@ def parse_document(text: str, *, source: str, directory: Path = Path()) -> Docum
     return Document(source, data, lines, directory)
 
 
+_IN_OTHER_WORDS = {
+    "Invalid value": 'text stands in quotes: key = "text"',
+    "Cannot overwrite": "this key is in its table already",
+    "Cannot declare": "this table is there already, and each is there once",
+}
+"""What `tomllib` says -> what it means to who wrote the file, for the most frequent mistakes."""
+
+
 def _syntax_error(text: str, error: ValueError, source: str) -> ConfigError:
     """`tomllib` gives the position as text: "(at line 3, column 7)" or "(at end of document)"."""
-    hint = ""
+    problem = str(error).splitlines()[0]
+    hint = next((hint for words, hint in _IN_OTHER_WORDS.items() if words in problem), "")
     if re.search(r"^\s*\[(Interface|Peer)\]", text, re.MULTILINE):
         hint = 'this looks like a wg-quick file; relayd reads TOML: [interface], [[peer]], key = "value"'
-    problem = str(error).splitlines()[0]
     line = None
     if found := re.search(r" \(at line (\d+), column (\d+)\)$", problem):
         line = int(found[1])

@@ -25,6 +25,10 @@ from relayd.install.plan import (
 )
 from relayd.observe.output import at_work
 
+EXAMPLE = ".example"
+"""Ends the name of a file to be copied. It is its owner's alone, and so are copies: an agent's has a token.
+(The relay, which isn't root, reads its own.)"""
+
 OLDEST = 250
 """systemd of Debian 12's and RHEL 9's generation: older ones don't know all of what the units ask for."""
 
@@ -135,7 +139,7 @@ def _do(step: Step, base: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.new")
         beside.write_text(step.text)
-        beside.chmod(0o644)
+        beside.chmod(0o600 if step.path.endswith(EXAMPLE) else 0o644)
         beside.replace(path)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror} (run as root)") from error

@@ -199,9 +199,9 @@ def test_a_key_has_the_line_that_it_was_written_on(pairs: list[tuple[str, str]])
 @pytest.mark.parametrize(
     ("text", "line", "problem"),
     [
-        ("a = 1\nb = \n", 2, "Invalid value"),
-        ("a = 1\na = 2\n", 2, "Cannot overwrite a value"),
-        ("[a]\n[b]\n[a]\n", 3, "Cannot declare"),
+        ("a = 1\nb = json\n", 2, "in quotes"),
+        ("a = 1\na = 2\n", 2, "this key is in its table already"),
+        ("[a]\n[b]\n[a]\n", 3, "this table is there already"),
         ("a = 1\n\nb = [1,\n2\n", 4, "at the end of the file"),
         ("x", 1, "at the end of the file"),
         ("a = 1979-02-30\n", 1, "Invalid date"),
@@ -213,7 +213,7 @@ def test_a_syntax_error_has_its_line(text: str, line: int, problem: str) -> None
         parse_document(text, source="relayd.toml")
     assert caught.value.line == line
     assert caught.value.source == "relayd.toml"
-    assert problem in caught.value.problem
+    assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

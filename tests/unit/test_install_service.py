@@ -63,6 +63,8 @@ def test_it_writes_the_units_and_examples_and_a_second_time_nothing(tmp_path: Pa
         [f"{SYSTEM}/{name}" for name in UNITS] + [f"etc/relayd/{name}" for name in CONFIGS]
     )
     assert sum(line.startswith("written: ") for line in said) == len(UNITS) + len(CONFIGS)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "etc/relayd").iterdir()}
+    assert modes == {"relay.toml": 0o644, "agent-wg0.toml.example": 0o600}, "an agent's has a token"
     before = files(tmp_path)
     said = installed(tmp_path)
     assert "nothing to do" in said
