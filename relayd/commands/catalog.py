@@ -32,11 +32,12 @@ def _command(words: tuple[str, ...], summary: str, parser: argparse.ArgumentPars
 def _option(action: argparse.Action, group: str) -> Option:
     flag_alone = action.nargs == 0
     value = "" if flag_alone else str(action.metavar or (action.dest.upper() if not action.choices else ""))
-    several = action.nargs == argparse.ONE_OR_MORE
+    several = action.nargs in (argparse.ONE_OR_MORE, argparse.ZERO_OR_MORE)
+    optional = action.nargs in (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
     choices = tuple(map(str, action.choices or ()))
     if not choices and "|" in value:
         choices = tuple(word for word in value.split("|") if word.islower())
     if not value and choices:
         value = "|".join(choices)
     help_text = Formatter("relayd")._expand_help(action)
-    return Option(tuple(action.option_strings), value, help_text, group, choices, several)
+    return Option(tuple(action.option_strings), value, help_text, group, choices, several, optional)

@@ -141,9 +141,9 @@ def _zsh_spec(option: Option) -> str:
     value = ""
     if option.value:
         what = option.value.replace(":", r"\:")
-        value = f":{what}:{_zsh_value(option)}"
+        value = f"{'::' if option.optional else ':'}{what}:{_zsh_value(option)}"
     if not option.flags:
-        return shlex.quote(value)
+        return shlex.quote(f"*:{value.lstrip(':')}" if option.several else value)
     told = option.help.replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]").replace(":", r"\:")
     repeat = "*" if option.several else ""
     return " ".join(shlex.quote(f"{repeat}{flag}[{told}]{value}") for flag in option.flags)

@@ -12,7 +12,7 @@ from relayd import __version__
 from relayd.commands.exit_status import MEANINGS
 from relayd.commands.flags import EVERY_SETTING
 from relayd.commands.parser import DESCRIPTION, HELP_ALL
-from relayd.commands.words import Command
+from relayd.commands.words import Command, Option
 from relayd.config.setting import Key, Setting
 from relayd.config.settings import AGENT, INTERFACE_KEYS, PEER_KEYS, RELAY
 from relayd.config.types import KEY_FILE, RELAY_CONTROL, STATE_DIR, agent_control
@@ -45,7 +45,7 @@ def page(commands: Sequence[Command], *, date: str) -> Iterator[str]:
     for number, one in enumerate(each):
         if number:
             yield ".br"
-        arguments = [f"\\fI{_plain(option.value)}\\fR" for option in one.options if not option.flags]
+        arguments = [_value(option) for option in one.options if not option.flags]
         yield " ".join([f"\\fBrelayd {_plain(' '.join(one.words))}\\fR [\\fIOPTIONS\\fR]", *arguments])
     yield ".SH DESCRIPTION"
     for number, text in enumerate((DESCRIPTION, _ABOUT, _HELP)):
@@ -128,8 +128,7 @@ def _options(command: Command, settings: Mapping[str, Setting]) -> Iterator[str]
             continue  # the flags of serve and agent: the epilog says so
         yield ".TP"
         flags = ", ".join(f"\\fB{_plain(flag)}\\fR" for flag in option.flags)
-        value = f"\\fI{_plain(option.value)}{' ...' if option.several else ''}\\fR" if option.value else ""
-        yield f"{flags} {value}".strip()
+        yield f"{flags} {_value(option)}".strip()
         setting = settings.get(option.flags[0]) if option.flags else None
         if setting is None:
             yield _plain(option.help)
@@ -139,6 +138,14 @@ def _options(command: Command, settings: Mapping[str, Setting]) -> Iterator[str]
         yield f"Variable: \\fB{setting.variable}\\fR."
         if setting.live:
             yield "SIGHUP applies a new value."
+
+
+def _value(option: Option) -> str:
+    """What stands for it, in brackets if it may be left out."""
+    if not option.value:
+        return ""
+    value = f"\\fI{_plain(option.value)}{' ...' if option.several else ''}\\fR"
+    return f"[{value}]" if option.optional else value
 
 
 def _keys(table: str, about: str, keys: Mapping[str, Key]) -> Iterator[str]:

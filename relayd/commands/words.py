@@ -22,6 +22,8 @@ class Option:
     group: str
     choices: tuple[str, ...] = ()
     several: bool = False
+    optional: bool = False
+    """Its value, or an argument without a flag, may be left out."""
 
     @property
     def takes_file(self) -> bool:

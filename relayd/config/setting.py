@@ -123,7 +123,7 @@ class Role:
             return setting.default
         match self.defaults.get(setting.name):
             case None:
-                return kinds.OFF if setting.name in self.defaults else ""
+                return kinds.OFF if setting.kind.metavar.endswith(f"|{kinds.OFF}") else ""
             case bool(value):
                 return "yes" if value else "no"
             case float(value):

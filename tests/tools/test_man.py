@@ -52,6 +52,8 @@ def test_it_names_everything_that_can_be_said(page: Path) -> None:
     text = "".join(
         char for index, char in enumerate(shown) if char != "\b" and shown[index + 1 : index + 2] != "\b"
     )
+    assert "relayd status [OPTIONS] [PEER]" in text
+    assert "relayd stun [OPTIONS] [SERVER ...]" in text
     for role in ROLES:
         for one in role.settings:
             for name in (one.flag, one.variable, f"{one.path[1]} in [{one.table}]", one.help):

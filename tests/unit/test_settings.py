@@ -97,6 +97,7 @@ def test_a_setting_without_a_default_names_none() -> None:
     assert AGENT.default_text(AGENT.setting("relays")) == ""
     assert RELAY.default_text(RELAY.setting("listen")) == "0.0.0.0:3478, [::]:3478"
     assert RELAY.default_text(RELAY.setting("silence_s")) == "75"
+    assert AGENT.default_text(AGENT.setting("relay_file")) == "", "off would be a file of that name"
     assert AGENT.default_text(AGENT.setting("control")) == "/run/relayd/agent-INTERFACE.sock"
 
 
