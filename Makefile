@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install-units fuzz bench paths man image container-test clean
+.PHONY: help demo test check install-units fuzz bench paths man image container-test engine-test clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -39,6 +39,7 @@ help:
 	make man     the manual page, build/relayd.1
 	make image   the container image relayd:VERSION, by docker (or ENGINE=podman)
 	make container-test   run the Dockerfile's stages in a chroot: a container engine isn't needed (root, network)
+	make engine-test   build the image by podman, then a relay and two agents as containers (root, network)
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
 	END
 
@@ -106,6 +107,10 @@ image:
 container-test:
 	@venv=$$(sh .ci/setup container)
 	exec $(AS_ROOT) "$$venv/bin/python" -m tests.container --cache "$${venv%/*}/container"
+
+engine-test:
+	@venv=$$(sh .ci/setup engine)
+	exec $(AS_ROOT) "$$venv/bin/python" -m tests.container.engine --cache "$${venv%/*}/container"
 
 clean:
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
