@@ -7,7 +7,7 @@ which puts it back. So it is written down before the kernel is told.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,10 @@ from relayd.kernel.device import Peer
 from relayd.kernel.state_dir import endpoints_file, read_json, write_json
 from relayd.keys import PublicKey
 from relayd.observe import log
+
+MAX_GONE = 1000
+"""Peers remembered that the interface doesn't have any more: they may come back. Where nodes with new keys
+come and go all year, the file would grow for ever."""
 
 
 class _Memory(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,10 +70,16 @@ class DirectEndpoints:
             self._known[peer.key] = before
             self._unsaved = True
 
-    async def save(self) -> None:
-        """Write down what is new. When that fails the log says so once, and everything goes on."""
+    async def save(self, peers: Collection[PublicKey]) -> None:
+        """Write down what is new. When that fails the log says so once, and everything goes on.
+
+        `peers` are those that there are; of others the last MAX_GONE are remembered.
+        """
         if not self._unsaved:
             return
+        gone = [key for key in self._known if key not in peers]
+        for key in gone[:-MAX_GONE]:
+            del self._known[key]
         memory = _Memory(
             endpoints={
                 str(key): None if endpoint is None else str(endpoint) for key, endpoint in self._known.items()

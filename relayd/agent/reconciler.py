@@ -209,7 +209,7 @@ class Reconciler:
         for decided in self.paths.values():
             if decided.path is Path.RELAY and (decided.set_endpoint or decided.given_up):
                 self._direct.note(decided.peer, decided.given_up)
-        await self._direct.save()
+        await self._direct.save(interface.peers)
         refused = await self._wireguard.set_endpoints(
             {key: one.set_endpoint for key, one in self.paths.items() if one.set_endpoint is not None}
         )

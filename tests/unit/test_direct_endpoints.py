@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from relayd.agent.direct_endpoints import DirectEndpoints
+from relayd.agent.direct_endpoints import MAX_GONE, DirectEndpoints
 from relayd.endpoints import Endpoint
 from relayd.kernel.device import Peer
 from relayd.keys import PublicKey
@@ -26,7 +26,7 @@ async def known(directory: Path, *notes: tuple[Endpoint | None, Endpoint | None]
     memory = DirectEndpoints(directory, "wg0")
     for has, given_up in notes:
         memory.note(peer(has), given_up)
-        await memory.save()
+        await memory.save([KEY])
     return DirectEndpoints(directory, "wg0").endpoints[KEY]
 
 
@@ -48,11 +48,24 @@ async def test_that_there_was_none_is_remembered_until_there_is_one(tmp_path: Pa
 async def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
     memory = DirectEndpoints(tmp_path, "wg0")
     memory.note(peer(FIRST), FIRST)
-    await memory.save()
+    await memory.save([KEY])
     memory.path.unlink()
     memory.note(peer(PROXY), FIRST)
-    await memory.save()
+    await memory.save([KEY])
     assert not memory.path.exists()
+
+
+async def test_of_peers_that_are_gone_the_last_thousand_are_remembered(tmp_path: Path) -> None:
+    memory = DirectEndpoints(tmp_path, "wg0")
+    keys = [PublicKey(number.to_bytes(32, "big")) for number in range(MAX_GONE + 50)]
+    for key in keys:
+        memory.note(Peer(key, FIRST, (), None, 0, 0, 0), FIRST)
+    await memory.save(keys)
+    assert len(memory.endpoints) == len(keys), "all of these are there"
+    memory.note(peer(SECOND), SECOND)
+    await memory.save([keys[0], KEY])
+    kept = DirectEndpoints(tmp_path, "wg0").endpoints
+    assert set(kept) == {keys[0], *keys[50:], KEY}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"endpoints": {"x": "y"}}', '{"endpoints": [1]}'])
@@ -69,6 +82,6 @@ async def test_a_directory_that_cannot_be_written_is_told_once(tmp_path: Path) -
     with capture_logs() as lines:
         for endpoint in (FIRST, SECOND):
             memory.note(peer(endpoint), endpoint)
-            await memory.save()
+            await memory.save([KEY])
     assert [line["event"] for line in lines if line["event"] == "endpoints.unsaved"] == ["endpoints.unsaved"]
     assert memory.endpoints[KEY] == SECOND
