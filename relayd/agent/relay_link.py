@@ -111,7 +111,7 @@ class RelayLink:
         self.failing = False
         """Whether the last try to connect came to nothing, or would."""
         self.instance = b""
-        """Which process the relay was, when it last proved itself; empty: it didn't say."""
+        """Which process the relay was, by its key and word, when it last proved itself; empty: no word."""
         self.dials = 0
         self.reason = ""
         """Why there is no connection, or what the relay complained of; empty when all is well."""
@@ -366,7 +366,7 @@ class RelayLink:
         proved = event.proved
         self.failing = False
         if proved is not None:
-            self.instance = proved.welcome.relay
+            self.instance = proved.relay_key.raw + proved.welcome.relay if proved.welcome.relay else b""
             self._journal.key_shown(proved)
             if proved.trust in (Trust.FIRST, Trust.CHANGED):
                 assert self._nursery is not None

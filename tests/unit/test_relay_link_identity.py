@@ -4,6 +4,7 @@ the relay's part of the handshake by the pure machine, the clock stands still.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -366,3 +367,17 @@ async def test_a_relay_that_proved_nothing_is_left_as_soon_as_it_has_to(mock_clo
             rig.link.use(LinkSettings(insecure=False, queue_bytes=70_000))
             await settle()
             assert rig.link.connected
+
+
+async def test_a_relay_is_another_one_whatever_it_says_if_it_has_another_key(mock_clock: MockClock) -> None:
+    """Else one could say that it is the very process which another address leads to, and that is left."""
+    instances = []
+    for identity in (RELAY, RELAY, OTHER_RELAY):
+        with TinyRelay() as relay:
+            join = replace(relay.join, key=identity.public, token=TOKEN)
+            async with running(relay, SECURE, join=join) as rig:
+                session = await relay.accept()
+                await session.admit(identity.private, GATE.admit, Welcome(relay=b"the same"))
+                await until(lambda: rig.link.connected)
+                instances.append(rig.link.instance)
+    assert instances[0] == instances[1] != instances[2]
