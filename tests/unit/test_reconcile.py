@@ -130,6 +130,14 @@ def test_session_that_goes_stale_under_traffic_goes_to_the_relay() -> None:
     assert went_at == 180 + TRY_S
 
 
+def test_session_that_a_clock_set_forward_makes_look_old_is_left_alone_while_it_is_answered() -> None:
+    paths: dict[PublicKey, PeerPath] = {}
+    for now in range(100):  # plain WireGuard: until the next handshake, 120 s after the last
+        one = peer(DIRECT, handshake_age_s=5.0, tx_bytes=1000 + now * 148)
+        paths = decide(replace(one, rx_bytes=now * 96), paths, around(float(now), wall_step_s=1e9))
+        assert (paths[KEY].path, paths[KEY].set_endpoint) == (Path.DIRECT, None)
+
+
 def test_idle_direct_endpoint_is_left_alone_however_old_its_session() -> None:
     paths: dict[PublicKey, PeerPath] = {}
     for now in range(0, 3600, 60):
