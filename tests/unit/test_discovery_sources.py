@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import trio
 
-from relayd.agent.discovery.cloud import looks_like_aws
+from relayd.agent.discovery import cloud
+from relayd.agent.discovery.cloud import NoMetadataError, aws_public_address, looks_like_aws
 from relayd.agent.discovery.survey import is_outside
 
 
@@ -28,6 +32,26 @@ def test_a_machine_of_aws_is_known_by_what_its_hypervisor_says(
     file.parent.mkdir(parents=True)
     file.write_bytes(text.encode("latin-1"))
     assert looks_like_aws(tmp_path) is expected
+
+
+async def test_a_metadata_service_that_breaks_the_connection_is_told_of_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        monkeypatch.setattr(cloud, "ADDRESS", "127.0.0.1")
+        monkeypatch.setattr(cloud, "PORT", listener.getsockname()[1])
+
+        async def resets() -> None:
+            accepted, _ = await listener.accept()
+            await accepted.recv(1)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+
+        nursery.start_soon(resets)
+        with pytest.raises(NoMetadataError, match="reset"):
+            await aws_public_address()
 
 
 @pytest.mark.parametrize(

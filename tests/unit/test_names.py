@@ -1,7 +1,8 @@
-"""Look-ups that hang."""
+"""Look-ups that hang, and look-ups that can't even be made."""
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from relayd.agent.discovery.stun_servers import Resolver, StunServer
 from relayd.netio.names import Names
 
 
@@ -46,3 +48,19 @@ async def test_a_name_is_looked_up() -> None:
     trio.socket.set_custom_hostname_resolver(Names())
     found = await trio.socket.getaddrinfo("localhost", 3478, type=socket.SOCK_STREAM)
     assert ("127.0.0.1", 3478) in [entry[4] for entry in found]
+
+
+async def test_g15_a_resolver_that_cannot_even_ask_takes_the_last_good_address_not_away() -> None:
+    refused: OSError | None = None
+
+    async def look(host: str, port: int, **_more: object) -> list[tuple[object, ...]]:
+        if refused is not None:
+            raise refused
+        return [(2, 2, 17, "", ("192.0.2.1", port))]
+
+    resolver, server = Resolver(look), StunServer.parse("stun.example.net")
+    good = await resolver.resolve(server)
+    refused = OSError(errno.EMFILE, "Too many open files")  # EAI_SYSTEM: it is no gaierror then
+    assert await resolver.resolve(server) == good
+    with pytest.raises(OSError, match="Too many open files"):
+        await resolver.resolve(StunServer.parse("other.example.net"))

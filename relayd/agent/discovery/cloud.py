@@ -16,7 +16,7 @@ import trio
 from relayd import marks
 from relayd.observe import log
 
-ADDRESS = "169.254.169.254"
+ADDRESS, PORT = "169.254.169.254", 80
 LIMIT_S = 1.0
 """For both questions. It is the hypervisor that answers: in a millisecond, or not at all."""
 
@@ -62,6 +62,8 @@ async def aws_public_address() -> IPv4Address:
         raise NoMetadataError(f"no answer within {LIMIT_S:g} s") from error
     except OSError as error:
         raise NoMetadataError(error.strerror or str(error)) from error
+    except trio.BrokenResourceError as error:  # what trio makes of an OSError in a stream
+        raise NoMetadataError(f"the connection broke: {error.__cause__ or error}") from error
     except (ValueError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
         raise NoMetadataError(f"what answers at {ADDRESS} is not AWS's metadata service: {error}") from error
 
@@ -75,7 +77,7 @@ async def _call(method: str, target: str, header: tuple[str, str]) -> bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, marks.FWMARK)
         except PermissionError:
             log.get().debug("metadata.unmarked", reason="no CAP_NET_ADMIN")
-        await sock.connect((ADDRESS, 80))
+        await sock.connect((ADDRESS, PORT))
         stream = trio.SocketStream(sock)
         headers = [("host", ADDRESS), ("connection", "close"), ("content-length", "0"), header]
         request = connection.send(h11.Request(method=method, target=target, headers=headers))

@@ -80,8 +80,8 @@ class Resolver:
         with trio.move_on_after(RESOLVE_S):
             try:
                 entries = await self._look(server.host, server.port, type=socket.SOCK_DGRAM)
-            except socket.gaierror as error:
-                problem = f"{server.host}: {error.strerror}"
+            except OSError as error:  # gaierror, or what kept the resolver from asking
+                problem = f"{server.host}: {error.strerror or error}"
             except UnicodeError as error:  # from the IDNA codec: an empty label, or one of more than 63 bytes
                 problem = f"{server.host!r} is not a host name: {error}"
             else:
