@@ -13,8 +13,9 @@ import ssl
 from hashlib import sha256
 
 import trio
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import load_der_x509_certificate
+from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
 from relayd.join import JoinString, format_pin
 from relayd.netio.tls_socket import TlsSocket, client_handshake
@@ -64,6 +65,6 @@ def pin_of(certificate: bytes) -> bytes:
     none."""
     try:
         key = load_der_x509_certificate(certificate).public_key()
-    except ValueError as error:
+    except (ValueError, InvalidVersion, UnsupportedAlgorithm) as error:  # whoever is in between chose it
         raise OSError(f"TLS: the relay's certificate can't be read: {error}") from error
     return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()

@@ -13,7 +13,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from trio.testing import MockClock
 
 from relayd.agent.link_settings import LinkSettings
@@ -99,6 +99,25 @@ async def test_the_pinned_key_is_enough_and_another_one_is_not(mock_clock: MockC
         pinned = join(relay, pin=pin_of(certificate_of(context)))
         async with running(relay, SECURE, join=pinned) as rig:
             await welcomed(relay, rig)
+
+
+async def test_a_certificate_that_only_openssl_can_read_is_refused_and_ends_nothing(
+    mock_clock: MockClock, tmp_path: Path
+) -> None:
+    """OpenSSL doesn't mind a version 4, which there isn't; with a pin nothing else looks at it before us."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    shown = certificate(key, HOST).replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020103"), 1)
+    with pytest.raises(OSError, match="can't be read"):
+        pin_of(shown)
+    file = tmp_path / "shown.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(ssl.DER_cert_to_PEM_cert(shown).encode() + private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with TinyRelay(tls=context) as relay:
+        await refused(
+            relay, join(relay, pin=bytes(32)), "certificate can't be read: 3 is not a valid X509 version"
+        )
 
 
 def test_a_pin_is_the_keys_and_outlives_its_certificates() -> None:
