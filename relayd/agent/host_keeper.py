@@ -70,18 +70,23 @@ class HostKeeper:
     ) -> None:
         """`keep_interface` puts the interface itself right; None: it isn't ours."""
         self.inventory = inventory
-        self.problems: list[str] = []
-        """What couldn't be done at the last look."""
+        self._host_problems: list[str] = []
+        self._firewall_problems: list[str] = []
         self._rules, self._relays, self._keep_interface = rules, relays, keep_interface
         self._resolve, self._watch, self._every_s = resolve, watch, every_s
         self._addresses: list[Address] = []
         self._settings: object = None
         """Of the interface, at its last read."""
         self._news = trio.Event()
-        self._firewall_news = True
-        """Whether the firewall is worth a look: to list its chains is three processes, or six."""
+        self._firewall_news = trio.Event()
+        """The firewall is worth a look: to list its chains is three processes, or six."""
         self._turn = trio.Lock()
         self._log = log.get(interface=inventory.interface)
+
+    @property
+    def problems(self) -> list[str]:
+        """What couldn't be done at the last look."""
+        return [*self._host_problems, *self._firewall_problems]
 
     async def begin(self) -> None:
         """The first look, at start. Raises LoopError or HostError for what an agent can't work without."""
@@ -89,16 +94,17 @@ class HostKeeper:
         if not self.inventory.mark_rule and await self._rules.has_mark_rule():
             # Somebody needed it, most likely this agent in a life before: it can't be told any more.
             self.inventory = replace(self.inventory, mark_rule=True)
-        done = await self._apply()
-        for line in done.written:
+        done, firewall = await self._apply(), await self._apply_firewall()
+        for line in (*done.written, *firewall.written):
             self._log.info("host.changed", what=line)
-        self._tell(done.problems)
+        self._tell(host=done.problems, firewall=firewall.problems)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look again and again, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, self.inventory.interface, self._wake, self._wake_for_firewall)
             nursery.start_soon(self._poll)
+            nursery.start_soon(self._keep_firewall)
             task_status.started()
             while True:
                 with trio.move_on_after(self._every_s) as periodic:
@@ -106,9 +112,20 @@ class HostKeeper:
                 await trio.sleep(SETTLE_S)
                 self._news = trio.Event()
                 if periodic.cancelled_caught:
-                    self._firewall_news = True
                     await self._resolve_again()
                 await self.look()
+
+    async def _keep_firewall(self) -> None:
+        """By itself: while others hold iptables' lock, rules and peers that are deleted don't wait for it."""
+        while True:
+            with trio.move_on_after(self._every_s):
+                await self._firewall_news.wait()
+            await trio.sleep(SETTLE_S)
+            self._firewall_news = trio.Event()
+            done = await self._apply_firewall()
+            self._tell(firewall=done.problems)
+            for line in done.written:
+                self._log.warning("host.restored", what=line)
 
     async def look_up(self, addresses: Sequence[Address]) -> Sequence[Hop | None]:
         """Where WireGuard's own packets would go, an answer an address. Raises HostError."""
@@ -150,15 +167,12 @@ class HostKeeper:
             done.add(await self._apply())
         except HostError as error:
             done.problems.append(str(error))
-        self._tell(done.problems)
+        self._tell(host=done.problems)
         return done.written
 
     async def _apply(self) -> Applied:
         """With the rule that keeps the relay's connection out of the tunnel, if that is what it takes."""
-        # While something is wrong all is looked at: what isn't looked at doesn't count as right.
-        with_firewall = self.inventory.firewall and (self._firewall_news or bool(self.problems))
-        self._firewall_news = False
-        wanted = replace(self.inventory, firewall=with_firewall)
+        wanted = replace(self.inventory, firewall=False)
         try:
             return await self._rules.apply(wanted, self._addresses)
         except LoopError as error:
@@ -170,12 +184,16 @@ class HostKeeper:
             self.inventory = replace(self.inventory, mark_rule=True)
             return done
 
+    async def _apply_firewall(self) -> Applied:
+        return await self._rules.apply_firewall() if self.inventory.firewall else Applied()
+
     def _wake(self) -> None:
         self._news.set()
+        if self._firewall_problems:  # what was wrong is looked at as often as the rest
+            self._firewall_news.set()
 
     def _wake_for_firewall(self) -> None:
-        self._firewall_news = True
-        self._wake()
+        self._firewall_news.set()
 
     async def _resolve_again(self) -> None:
         found = await self._resolve(self._relays)
@@ -211,13 +229,16 @@ class HostKeeper:
             wrong = []
         return firewall, wrong
 
-    def _tell(self, problems: list[str]) -> None:
-        for problem in problems:
-            if problem not in self.problems:
+    def _tell(self, *, host: list[str] | None = None, firewall: list[str] | None = None) -> None:
+        """These are the problems now. None: no news of those."""
+        before = self.problems
+        self._host_problems = self._host_problems if host is None else host
+        self._firewall_problems = self._firewall_problems if firewall is None else firewall
+        for problem in self.problems:
+            if problem not in before:
                 self._log.error("host.wrong", problem=problem)
-        if self.problems and not problems:
+        if before and not self.problems:
             self._log.info("host.right")
-        self.problems = problems
 
 
 def _settings_of(interface: Interface) -> object:

@@ -264,19 +264,20 @@ class HostRules:
             except HostError as error:
                 done.problems.append(str(error))
         if wanted.firewall:
-            try:
-                done.written += await self._apply_firewall()
-            except HostError as error:
-                done.problems.append(str(error))
+            done.add(await self.apply_firewall())
         return done
 
-    async def _apply_firewall(self) -> list[str]:
-        written = []
-        for chain in await self.firewall.chains():
-            if not chain.is_right:
-                await put_right(self.firewall, chain)
-                written.append(f"added {chain}")
-        return written
+    async def apply_firewall(self) -> Applied:
+        """The firewall's part alone: iptables may wait for its lock, and take seconds."""
+        done = Applied()
+        try:
+            for chain in await self.firewall.chains():
+                if not chain.is_right:
+                    await put_right(self.firewall, chain)
+                    done.written.append(f"added {chain}")
+        except HostError as error:
+            done.problems.append(str(error))
+        return done
 
     async def prove(
         self, interface: str, relay: Sequence[Address], *, state: RoutingState | None = None

@@ -19,6 +19,7 @@ from relayd.errors import HostError
 from relayd.join import JoinString
 from relayd.kernel import host_rules
 from relayd.kernel.device import Interface, Peer
+from relayd.kernel.firewall import Chain
 from relayd.kernel.host_rules import Applied, HostRules, Inventory, LoopError
 from relayd.kernel.routing import Address, RoutingChanges
 from relayd.kernel.sysctls import Sysctls
@@ -177,6 +178,30 @@ async def test_a_firewall_that_cannot_be_read_counts_as_wrong_until_it_is_read(
         await trio.sleep(1)
         assert keeper.problems == []
     assert host.events().count("host.right") == 1
+
+
+async def test_an_iptables_that_waits_for_its_lock_holds_up_nothing_else(
+    host: Host, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kube-proxy may hold it for seconds; a peer that was deleted must be gone within two."""
+    async with host.kept() as keeper:
+        await trio.sleep(1)
+
+        async def chains() -> list[Chain]:
+            await trio.sleep(60)
+            return []
+
+        monkeypatch.setattr(host.firewall, "chains", chains)
+        host.firewall_news()
+        await trio.sleep(1)
+        with trio.fail_after(1):
+            gone = replace(OURS, routes=())
+            await keeper.follow(gone, RELAYS, now=host.keep_interface, later=host.keep_interface)
+        assert host.routing.routes == []
+        host.routing.rules.pop(1)
+        host.news()
+        await trio.sleep(1)
+        assert any(rule.mark == marks.FWMARK for rule in host.routing.rules if rule.version == 4)
 
 
 async def test_counters_handshakes_and_endpoints_are_no_change(
