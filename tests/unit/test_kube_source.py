@@ -45,11 +45,21 @@ class Server:
         self.answers: list[bytes] = []
         """To writes; the last one stays."""
         self.written: list[str] = []
+        self.refuses: ApiError | None = None
+        """What it says to writes."""
+        self.answers_writes = True
+        self.tell, self._told = trio.open_memory_channel[bytes](10)
+        """What watches of the peers bring; others bring nothing."""
+        self._silence = trio.open_memory_channel[bytes](0)
 
     async def request(self, method: str, path: str, **_: object) -> bytes:
         await trio.lowlevel.checkpoint()
         if method != "GET":
             self.written.append(f"{method} {path}")
+            if not self.answers_writes:
+                await trio.sleep_forever()
+            if self.refuses is not None:
+                raise self.refuses
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if path in self.lists:
             return msgspec.json.encode(
@@ -60,13 +70,9 @@ class Server:
         return msgspec.json.encode(_plain(self.has[path]))
 
     @asynccontextmanager
-    async def watch(self, *_: object) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def watch(self, path: str, *_: object) -> AsyncIterator[AsyncIterator[bytes]]:
         await trio.lowlevel.checkpoint()
-        yield self._lines()
-
-    async def _lines(self) -> AsyncIterator[bytes]:
-        await trio.Event().wait()
-        yield b""
+        yield self._told if path == resources.PEERS else self._silence[1]
 
     async def back(self) -> None:
         await trio.sleep_forever()
@@ -136,6 +142,40 @@ async def test_a_resource_that_is_gone_removes_the_node(
         seen = await source.snapshot()
     assert source.removed
     assert not seen.peers
+
+
+async def test_a_write_that_takes_its_time_holds_up_no_news(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """A webhook may take 30 s over it; a peer that was deleted must be gone within two."""
+    gone = peer("b", 1, allowedIPs=["10.100.0.2/32"])
+    server = Server(peer("a", 0, allowedIPs=[]), gone)
+    server.answers_writes = False
+    source = source_of(server)
+    await nursery.start(source.run)
+    with trio.fail_after(SOON_S):
+        seen = await source.snapshot()
+        assert [one.name for one in seen.peers] == ["b"]
+        while not server.written:
+            await trio.testing.wait_all_tasks_blocked(0.1)
+        await server.tell.send(msgspec.json.encode({"type": "DELETED", "object": _plain(gone)}))
+        assert (await source.changed(seen)).peers == ()
+
+
+async def test_a_correction_that_is_refused_is_told_until_it_is_taken(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    server = Server(peer("a", 0, allowedIPs=[]))
+    server.refuses = ApiError(403, "Forbidden", "the agent of node a may not")
+    server.answers = [msgspec.json.encode(_plain(peer("a", 0, allowedIPs=["10.100.0.1/32"])))]
+    source = source_of(server)
+    await nursery.start(source.run)
+    await trio.sleep(3 * CORRECT_EVERY_S + 1)
+    assert any("may not" in line for line in source.problems())
+    assert 2 <= len(server.written) <= 4
+    server.refuses = None
+    await trio.sleep(CORRECT_EVERY_S + 1)
+    assert source.problems() == []
 
 
 @pytest.mark.parametrize("garbage", [b"<html>not what you asked for</html>", b"{}", b"[1]"])

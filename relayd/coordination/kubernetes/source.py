@@ -94,6 +94,9 @@ class KubernetesSource:
             self._use_server(self._memory.mesh)
         self.problem = ""
         """Why there is no mesh, or an old one; empty: it is the cluster's."""
+        self._own_problem = ""
+        """Why the node's own resource isn't as it should be."""
+        self._uncorrected = trio.Event()
         self.endpoint_method = ""
         """How the endpoint in the resource is known, as far as this agent knows."""
         self.discovered = Discovered()
@@ -150,7 +153,7 @@ class KubernetesSource:
     def problems(self) -> list[str]:
         """What an operator should know, a line each."""
         lines = [self.problem, self.meshes.problem or self.peers.problem or self.node.problem]
-        lines.append(self._notebook.problem)
+        lines += [self._own_problem, self._notebook.problem]
         if self.removed:
             lines.append(
                 f"WireKubePeer {self._own.name} was deleted: this node has no part in the mesh. `relayd "
@@ -182,6 +185,7 @@ class KubernetesSource:
                 await nursery.start(follower.run)
             nursery.start_soon(self._notebook.run)
             nursery.start_soon(self._use_memory_after_grace)
+            nursery.start_soon(self._keep_correct)
             task_status.started()
             while True:
                 await self._look()
@@ -293,7 +297,7 @@ class KubernetesSource:
                     await self._notebook.note_now(
                         msgspec.structs.replace(self._memory, removed=False, identity=identity)
                     )
-                await self._correct(view, peer)
+                self._uncorrected.set()
                 return True
 
     async def _is_gone(self) -> bool:
@@ -333,13 +337,14 @@ class KubernetesSource:
             return False
         # The watch brings it, too: but what comes first must not find it missing again.
         self.peers.listing.known.setdefault(peer.metadata.name, peer)
-        self._published(endpoint, method)
+        self._written(endpoint, method)
         self._log.info("peer.made", peer=self._own.name, allowed_ips=list(peer.spec.allowedIPs))
         self._wake()
         return False
 
-    def _published(self, endpoint: str, method: str) -> None:
-        """The resource has this endpoint now, known by this method; "": the one that it had."""
+    def _written(self, endpoint: str, method: str) -> None:
+        """The resource is right, and has this endpoint now, known by this method; "": the one that it had."""
+        self._own_problem = ""
         if not endpoint:
             return
         self.endpoint_method = method
@@ -349,6 +354,15 @@ class KubernetesSource:
             or self.discovered == Discovered(endpoint=endpoint, method=method, sure=False)
             else ""
         )
+
+    async def _keep_correct(self) -> None:
+        """By itself: a server that takes its time for a write holds up nothing that it tells meanwhile."""
+        while True:
+            await self._uncorrected.wait()
+            self._uncorrected = trio.Event()
+            view = self._view()
+            if view.mesh is not None and (peer := view.peers.get(self._own.name)) is not None:
+                await self._correct(view, peer)
 
     async def _correct(self, view: View, peer: resources.Peer) -> None:
         if trio.current_time() < self._correct_at:
@@ -362,22 +376,24 @@ class KubernetesSource:
                 allowed_ips=own_allowed_ips(view, self._own.name),
             )
             if patch is None:
-                self._published(endpoint, method)
+                self._written(endpoint, method)
                 return
             path = own_peer.path_of(self._own.name)
             body = await self._client.request("PATCH", path, body=patch, kind=MERGE)
             corrected = decode(body, resources.Peer)
         except (ApiError, UnreachableError, ValueError) as error:
             self._not_written("peer.not_corrected", error)
+            self._wake()  # to a look at `_correct_at`
             return
-        self._published(endpoint, method)
+        self._written(endpoint, method)
         self._correct_at = trio.current_time() + CORRECT_EVERY_S
-        self.peers.listing.known[peer.metadata.name] = corrected
+        if self.peers.listing.known.get(peer.metadata.name) is peer:  # there may be newer news of it
+            self.peers.listing.known[peer.metadata.name] = corrected
         self._log.info("peer.corrected", peer=self._own.name, fields=sorted(patch.get("spec", {})))
         self._wake()
 
     def _not_written(self, event: str, error: Exception) -> None:
         self._correct_at = trio.current_time() + CORRECT_EVERY_S
-        if str(error) != self.problem:
+        if str(error) != self._own_problem:
             self._log.error(event, reason=str(error))
-        self.problem = str(error)
+        self._own_problem = str(error)
