@@ -451,6 +451,13 @@ def test_what_cant_be_used_is_left_out_and_said(spec: dict[str, Any], complaint:
     assert all(one.endpoint is None for one in made.mesh.peers)
 
 
+def test_a_problem_is_a_line_however_much_it_quotes() -> None:
+    made = meaning(view(peer("a", 0, allowedIPs=["10.0.0.1/32"]), peer("b", 1, allowedIPs=["x" * 10**6])), ME)
+    (problem,) = made.problems
+    assert "WireKubePeer b: allowedIPs" in problem
+    assert len(problem) < 400
+
+
 def test_of_more_allowed_ips_than_anybody_needs_the_first_count() -> None:
     many = [f"10.{number >> 8}.{number & 255}.0/24" for number in range(MAX_ALLOWED_IPS + 1)]
     made = meaning(view(peer("a", 0, allowedIPs=["10.100.0.1/32"]), peer("b", 1, allowedIPs=many)), ME)

@@ -32,6 +32,8 @@ INTERNAL_IP = "internal-ip"
 """How an endpoint is known that only the Node's InternalIP stands for."""
 
 MAX_PROBLEMS = 20
+MAX_PROBLEM = 300
+"""Characters. What is quoted in one, whoever wrote it may have made a million long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +373,7 @@ def _mode(spec: resources.MeshSpec) -> RelayMode:
 
 
 def _shortened(problems: Sequence[str]) -> tuple[str, ...]:
+    problems = [one if len(one) <= MAX_PROBLEM else f"{one[:MAX_PROBLEM]} ..." for one in problems]
     if len(problems) <= MAX_PROBLEMS:
         return tuple(problems)
     return (*problems[: MAX_PROBLEMS - 1], f"... and {len(problems) - MAX_PROBLEMS + 1} more")
