@@ -24,7 +24,7 @@ from relayd.coordination.kubernetes.source import CORRECT_EVERY_S, KubernetesSou
 from relayd.errors import HostError
 from relayd.join import JoinString
 from tests.helpers.running_relay import SOON_S
-from tests.unit.test_kube_mesh import ME, mesh, peer
+from tests.unit.test_kube_mesh import ME, mesh, node, peer
 
 OWN = own_peer.path_of(ME.name)
 WAS_THERE = ClusterMemory(node_name=ME.name, identity=Identity(mesh="mesh", peer="uid-a"))
@@ -45,22 +45,29 @@ class Server:
         self.answers: list[bytes] = []
         """To writes; the last one stays."""
         self.written: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
         self.refuses: ApiError | None = None
         """What it says to writes."""
+        self.refuses_nodes = 0
+        """So often."""
         self.answers_writes = True
         self.tell, self._told = trio.open_memory_channel[bytes](10)
         """What watches of the peers bring; others bring nothing."""
         self._silence = trio.open_memory_channel[bytes](0)
 
-    async def request(self, method: str, path: str, **_: object) -> bytes:
+    async def request(self, method: str, path: str, *, body: object = None, **_: object) -> bytes:
         await trio.lowlevel.checkpoint()
         if method != "GET":
             self.written.append(f"{method} {path}")
+            self.bodies.append(cast(dict[str, Any], body))
             if not self.answers_writes:
                 await trio.sleep_forever()
             if self.refuses is not None:
                 raise self.refuses
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if path == resources.NODES and self.refuses_nodes:
+            self.refuses_nodes -= 1
+            raise ApiError(403, "Forbidden", "its rights aren't known yet")
         if path in self.lists:
             return msgspec.json.encode(
                 {"metadata": {"resourceVersion": "7"}, "items": [_plain(one) for one in self.lists[path]]}
@@ -142,6 +149,22 @@ async def test_a_resource_that_is_gone_removes_the_node(
         seen = await source.snapshot()
     assert source.removed
     assert not seen.peers
+
+
+@pytest.mark.parametrize(("refusals", "owners"), [(2, 1), (10**9, 0)])
+async def test_a_resource_is_its_nodes_own_also_where_rights_take_a_moment(
+    nursery: trio.Nursery, autojump_clock: MockClock, refusals: int, owners: int
+) -> None:
+    server = Server()
+    server.lists[resources.NODES] = [node("10.0.0.5")]
+    server.refuses_nodes = refusals
+    server.answers = [msgspec.json.encode(_plain(peer("a", 0, allowedIPs=["10.100.0.1/32"])))]
+    source = source_of(server)
+    await nursery.start(source.run)
+    with trio.fail_after(60):
+        await source.snapshot()
+    assert server.written[0].startswith("POST")
+    assert len(server.bodies[0]["metadata"].get("ownerReferences", [])) == owners
 
 
 async def test_a_write_that_takes_its_time_holds_up_no_news(

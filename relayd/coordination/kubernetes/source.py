@@ -101,8 +101,7 @@ class KubernetesSource:
         """How the endpoint in the resource is known, as far as this agent knows."""
         self.discovered = Discovered()
         """What discovery says is this node's endpoint."""
-        self._unsure = ""
-        """The endpoint that was published in this life for want of a better one."""
+        self._unsure = ""  # the endpoint that was published in this life for want of a better one
 
     # --- Source ---
 
@@ -247,9 +246,11 @@ class KubernetesSource:
             self._meant = trio.Event()
 
     def _have_all(self) -> bool:
-        """Whether the cluster is known. A node that may not be read is done without."""
+        """Whether the cluster is known. A node that may not be read is done without, but not at once: a
+        server that starts refuses everybody, and the resource is to be the node's."""
         node = self.node
-        node_known = node.listing.complete or (node.refused is not None and node.refused.status == 403)
+        may_not = self._is_stale and node.refused is not None and node.refused.status == 403
+        node_known = node.listing.complete or may_not
         return self.meshes.listing.complete and self.peers.listing.complete and node_known
 
     def _view(self) -> View:
