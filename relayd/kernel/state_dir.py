@@ -12,6 +12,7 @@ import fcntl
 import fnmatch
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from relayd.config import KEY_FILE
+from relayd.config.types import STATE_DIR
 from relayd.errors import HostError
 from relayd.observe import log
 
@@ -91,13 +93,16 @@ class InUseError(HostError):
 
 @contextmanager
 def held(directory: Path, *, alone: bool) -> Iterator[None]:
-    """Work with the state directory: `alone`, or beside others. Made (0700) unless `alone`.
+    """Work with the state directory: `alone`, or beside others. Made (0700, and so it gets where somebody has
+    made it for us, as kubelet does) unless `alone`.
 
     Raises InUseError when others' work excludes ours, HostError when the directory can't be had. A directory
     that isn't there is nobody's, and `alone` it needs no lock.
     """
     descriptor = _locked(directory, alone=alone)
     try:
+        if descriptor is not None and not alone:
+            _close_to_others(descriptor, directory)
         yield
     finally:
         if descriptor is not None:
@@ -129,6 +134,17 @@ def _locked(directory: Path, *, alone: bool) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _close_to_others(descriptor: int, directory: Path) -> None:
+    """What is in it is its owner's alone anyway; but not a directory that has another purpose, too."""
+    try:
+        found = os.fstat(descriptor)
+        is_ours_alone = directory == Path(STATE_DIR) or not os.listdir(descriptor)
+        if found.st_uid == os.geteuid() and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and is_ours_alone:
+            os.fchmod(descriptor, stat.S_IRWXU)
+    except OSError as error:
+        log.get().warning("state.open", directory=str(directory), error=error.strerror)
 
 
 def _lock(descriptor: int, directory: Path, *, alone: bool) -> None:

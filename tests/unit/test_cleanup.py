@@ -216,6 +216,22 @@ def test_an_agent_that_starts_while_a_cleanup_ends_holds_the_directory_that_ther
             pass
 
 
+@pytest.mark.parametrize(("content", "mode"), [("", 0o700), ("of-others", 0o755)])
+def test_a_directory_that_somebody_has_made_for_us_is_closed_to_others(
+    tmp_path: Path, content: str, mode: int
+) -> None:
+    """kubelet makes that of a hostPath with 0755."""
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o755)
+    if content:
+        (state / content).touch()
+    with state_dir.held(state, alone=True):
+        assert state.stat().st_mode & 0o777 == 0o755, "a cleanup changes nothing"
+    with state_dir.held(state, alone=False):
+        assert state.stat().st_mode & 0o777 == mode
+
+
 def test_a_state_directory_in_use_is_not_ours_alone(tmp_path: Path) -> None:
     with state_dir.held(tmp_path / "state", alone=False):
         with state_dir.held(tmp_path / "state", alone=False):
