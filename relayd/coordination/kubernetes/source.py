@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -49,14 +48,10 @@ SETTLE_S = 0.05
 CORRECT_EVERY_S = 10.0
 """Between two corrections of the node's own resource."""
 
+FIRST_CORRECTION_S = 1.0
+"""Of a start, for the first one: it usually takes some milliseconds."""
+
 DEFAULT_MESH = "default"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removed:
-    """This node's resource was deleted under it."""
-
-    since: str
 
 
 class KubernetesSource:
@@ -298,6 +293,9 @@ class KubernetesSource:
                     await self._notebook.note_now(
                         msgspec.structs.replace(self._memory, removed=False, identity=identity)
                     )
+                if self._meaning is None:  # a start that fails has put it right, all the same
+                    with trio.move_on_after(FIRST_CORRECTION_S):
+                        await self._correct(view, peer)
                 self._uncorrected.set()
                 return True
 
