@@ -173,6 +173,11 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind) -> socket.socket:
             set_mark(sock)
         except PermissionError:
             log.get().debug("relay.unmarked", reason="no CAP_NET_ADMIN (a relay on a mesh node needs it)")
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+            # A kernel in user space (gVisor, qemu-user) may have no marks; then there is no mesh beside it.
+            log.get().debug("relay.unmarked", reason="this kernel has no marks on sockets")
         sock.bind((str(endpoint.address), endpoint.port))
     except BaseException:
         sock.close()
