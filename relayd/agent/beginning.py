@@ -84,9 +84,12 @@ async def clean_state(config: AgentConfig, rules: HostRules) -> None:
     done = directory / state_dir.CLEAN_STATE_DONE
     if config.owned is None:
         return
-    if not config.clean_state_once:
-        await trio.to_thread.run_sync(partial(done.unlink, missing_ok=True))
     logger = log.get(interface=config.interface)
+    if not config.clean_state_once and await trio.Path(done).exists():
+        try:
+            await trio.Path(done).unlink()
+        except OSError as error:  # a disk that has become read-only keeps no tunnel from its agent
+            logger.warning("state.unwritable", reason=f"cannot remove {done}: {error.strerror}")
     done_before = state_dir.read_json(done, _CleanStateDone) is not None
     if not config.clean_state and (not config.clean_state_once or done_before):
         if config.clean_state_once:

@@ -86,7 +86,7 @@ class HostKeeper:
     @property
     def problems(self) -> list[str]:
         """What couldn't be done at the last look."""
-        return [*self._host_problems, *self._firewall_problems]
+        return list(dict.fromkeys((*self._host_problems, *self._firewall_problems)))
 
     async def begin(self) -> None:
         """The first look, at start. Raises LoopError or HostError for what an agent can't work without."""

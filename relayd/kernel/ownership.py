@@ -158,7 +158,10 @@ async def open_owned(wanted: Owned, state_dir: Path) -> Opened:
         if link.kind == "wireguard" and interface is not None and interface.public_key == NO_KEY:
             await links.mark_as_ours(wanted.name)
     if start is not Start.USE:
-        write_json(state_dir / made_file(wanted.name), _Made(boot=_boot()))
+        try:
+            write_json(state_dir / made_file(wanted.name), _Made(boot=_boot()))
+        except HostError as error:  # a full disk: it is for a kill in the next millisecond, and no more
+            logger.warning("state.unwritable", reason=str(error))
     made = await ensure_interface(wanted.name, mtu=wanted.mtu, addresses=wanted.addresses)
     try:
         wireguard = await open_wireguard(wanted.name)

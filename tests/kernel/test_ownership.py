@@ -125,6 +125,13 @@ async def test_a_start_that_was_killed_half_way_is_gone_on_with(state: Path) -> 
     assert "fwmark: 0x574b" in sh(f"wg show {NAME}")
 
 
+async def test_a_disk_that_takes_nothing_keeps_no_interface_from_being_made(state: Path) -> None:
+    (state / "file").touch()
+    with capture_logs() as lines:
+        assert (await open_owned(OWNED, state / "file")).made
+    assert "state.unwritable" in [line["event"] for line in lines]
+
+
 async def test_a_direct_endpoint_without_a_session_follows_the_configuration(state: Path) -> None:
     await open_owned(OWNED, state)
     moved = replace(PEER, endpoint=Endpoint.parse("192.0.2.2:51820"))

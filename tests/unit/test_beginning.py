@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from relayd.agent.beginning import clean_state
 from relayd.config import AgentConfig, load_agent
@@ -69,6 +72,26 @@ async def test_the_environment_asks_for_it_once_however_often_it_is_started(file
     assert rules.left(), "nobody asks"
     await clean_state(asked, rules)
     assert rules.left() == [], "asked for anew"
+
+
+async def test_a_disk_that_has_become_read_only_keeps_no_agent_from_starting(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = Rules(file.parent)
+    await clean_state(config_of(file, WIREKUBE_CLEAN_STATE="true"), rules)
+
+    def refuse(path: object, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")  # whether the file is there or not
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with capture_logs() as lines:
+        await clean_state(config_of(file), rules)
+    assert [line["event"] for line in lines] == ["state.unwritable"]
+    with capture_logs() as lines:
+        await clean_state(
+            msgspec.structs.replace(config_of(file), state_dir=str(file.parent / "other")), rules
+        )
+    assert lines == []
 
 
 @pytest.mark.parametrize("said", ["false", ""])
