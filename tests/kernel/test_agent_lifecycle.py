@@ -6,6 +6,7 @@ WireGuard by `ip` and `wg`; the relay is in `b` too.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -272,9 +273,11 @@ def test_cleanup_waits_for_the_agent_to_stop_and_leaves_the_host_as_it_was(node:
     refused = node.agents.start("a", "cleanup", *node.places())
     assert refused.wait() == 3
     assert "an agent is using it: stop it first" in refused.output()
-    forced = node.agents.start("a", "cleanup", "--force", *node.places())
+    forced = node.agents.start("a", "cleanup", "--force", "--json", *node.places())
     assert forced.wait() == 0, forced.output()
-    assert "removed: interface wire_kube" in forced.output()
+    told = json.loads(forced.output().splitlines()[-1])
+    assert (told["clean"], told["left"], told["failed"], told["dry_run"]) == (True, [], [], False)
+    assert {"kind": "interface", "what": "interface wire_kube"} in told["removed"]
     assert sh(BARE_STATE_OF_A) == before
     agent.kill(signal.SIGKILL)
 
