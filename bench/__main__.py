@@ -144,6 +144,10 @@ def run(options: argparse.Namespace) -> int:
     relay_cpu, load_cpu = _cpus()
     scenarios = _scenarios(options)
     baseline = msgspec.json.decode(options.baseline.read_bytes(), type=Report) if options.baseline else None
+    if options.json:
+        options.json.open("ab").close()  # minutes later is too late to find out that it can't be written
+    if options.svg:
+        options.svg.mkdir(parents=True, exist_ok=True)
     relay = _relay_of(options, relay_cpu)
     controls: list[Control] = control_of(options.control, relay_cpu)
     repeats = options.repeats or (1 if options.quick else 3)

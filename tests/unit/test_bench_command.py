@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from bench.__main__ import address_of
+from bench.__main__ import address_of, main
 from bench.judge import judge
 from bench.model import BenchError, Generator, Latency, Measurement, Report, Result, Spec
 from bench.plots import write_plots
@@ -18,6 +18,21 @@ from bench.report import number, print_results, print_verdicts
 from bench.scenarios import SCENARIOS, custom, select, timed
 from bench.search import highest
 from bench.svg import Bar, Series, goal_plot, latency_plot, percentile_place
+
+
+@pytest.mark.parametrize("option", ["--json", "--svg"])
+def test_what_cannot_be_written_is_found_before_anything_is_measured(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    command = ["bench", "bulk-64-1", "--target", "127.0.0.1:1", option, str(tmp_path / "file" / "inside")]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr("bench.__main__._cpus", lambda: (0, 0))
+    monkeypatch.setattr("bench.__main__.run_row", lambda *_, **__: pytest.fail("it measured"))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:3478", "127.1.2.3:1", "[::1]:3478"])
