@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from relayd.agent.discovery.stun_servers import StunServer
 from relayd.coordination.kubernetes.addresses import choose, fnv1a, preferred
 from relayd.coordination.kubernetes.claims import MAX_ALLOWED_IPS
 from relayd.coordination.kubernetes.mesh import (
@@ -181,6 +182,17 @@ def test_an_unsure_endpoint_takes_the_place_of_nothing_but_another_one() -> None
 def test_stun_servers_of_the_mesh() -> None:
     made = meaning(view(of=mesh(stunServers=("stun:one.example.net:3478", "192.0.2.1:19302", "two"))), ME)
     assert made.mesh.stun == ("one.example.net:3478", "192.0.2.1:19302")
+    assert any("stunServers" in line for line in made.problems)
+
+
+@pytest.mark.parametrize(
+    "text", ["stun.example..net:3478", "stun.example .net:3478", "[::1:3478", ":3478", "x:0"]
+)
+def test_a_stun_server_that_nobody_could_ask_is_told_of_and_left_out(text: str) -> None:
+    """It was handed on, and ended each agent of the cluster."""
+    made = meaning(view(of=mesh(stunServers=(text, "192.0.2.1:19302"))), ME)
+    assert made.mesh.stun == ("192.0.2.1:19302",)
+    assert [str(StunServer.parse(one)) for one in made.mesh.stun] == ["192.0.2.1:19302"]
     assert any("stunServers" in line for line in made.problems)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 from relayd import marks
-from relayd.config.net_values import MAX_MTU, MIN_MTU, interface_name, server_url
+from relayd.config.net_values import MAX_MTU, MIN_MTU, interface_name, server_url, stun_server
 from relayd.config.values import WrongError
 from relayd.coordination.kubernetes import addresses, claims, resources
 from relayd.coordination.kubernetes.addresses import Address, Network
@@ -329,11 +329,10 @@ def _stun_servers(spec: resources.MeshSpec, problems: list[str]) -> tuple[str, .
     for text in spec.stunServers:
         server = text.removeprefix("stun:")
         try:
-            split_host_port(server)
-        except ValueError as error:
+            split_host_port(server)  # with its port, as the field's own agents want it
+            found.append(stun_server(server))
+        except (ValueError, WrongError) as error:
             problems.append(f"WireKubeMesh: stunServers: {error}")
-        else:
-            found.append(server)
     return tuple(dict.fromkeys(found))
 
 
