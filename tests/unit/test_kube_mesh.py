@@ -185,6 +185,13 @@ def test_stun_servers_of_the_mesh() -> None:
     assert any("stunServers" in line for line in made.problems)
 
 
+@pytest.mark.parametrize("port", [0, -1, 70000])
+def test_a_port_of_the_managed_relay_that_there_is_not_is_told_of(port: int) -> None:
+    made = meaning(view(of=mesh(relay={"provider": "managed", "managed": {"port": port}})), ME)
+    assert (made.mesh.relays, made.mesh.relay_sets) == ((), ())
+    assert any("relay.managed.port" in line for line in made.problems)
+
+
 @pytest.mark.parametrize(
     "text", ["stun.example..net:3478", "stun.example .net:3478", "[::1:3478", ":3478", "x:0"]
 )

@@ -310,7 +310,11 @@ def _relays(mesh: resources.Mesh, own: Self, problems: list[str]) -> tuple[Relay
         )
     if mesh.status.relayEndpoint:
         return _fixed_relay(mesh.status.relayEndpoint, "", "status.relayEndpoint", problems)
-    return (), (JoinString(host=MANAGED_RELAY, port=managed.port),)
+    try:
+        return (), (JoinString(host=MANAGED_RELAY, port=managed.port),)
+    except ValueError as error:  # WireKube's own definition of the resource allows any number
+        problems.append(f"WireKubeMesh: relay.managed.port: {error}")
+        return (), ()
 
 
 def _fixed_relay(text: str, transport: str, where: str, problems: list[str]) -> tuple[Relays, Relays]:
