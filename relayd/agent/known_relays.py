@@ -36,6 +36,7 @@ class KnownRelays:
         and counts as empty. `in_thread` runs a function that blocks."""
         self._path, self._in_thread = path, in_thread
         self._failed = False
+        self._writing = trio.Lock()
         self._keys = _load(path) if path is not None else {}
 
     def key_of(self, address: str) -> PublicKey | None:
@@ -49,7 +50,8 @@ class KnownRelays:
         if self._path is None:
             return
         try:
-            await self._in_thread(partial(_save, self._path, address, key))
+            async with self._writing:  # two relays at a time: else the second one takes the first's place
+                await self._in_thread(partial(_save, self._path, address, key))
         except HostError as error:
             if not self._failed:
                 log.get(file=str(self._path)).warning("relays.unsaved", error=error)
