@@ -26,6 +26,10 @@ from relayd.paths.verdict import Verdict
 ALWAYS = Verdict(False, None, "the mesh's relay mode is always")
 """Of every peer, where that is so."""
 
+GAP_S = 0.05
+"""Between two looks at least: a peer whose packets come from two places in turn has roamed at each look,
+which is another verdict, and a reason to look again. With a thousand peers a look takes some 10 ms."""
+
 REPEAT_S = 60.0
 """Between two log lines about one peer's endpoint that can't be set for one and the same reason."""
 
@@ -115,8 +119,10 @@ class Reconciler:
         await self._apply(self.interface)
         task_status.started()
         while True:
+            looked_at = trio.current_time()
             with trio.move_on_after(self._every_s):
                 await self._nudged.wait()
+            await trio.sleep_until(looked_at + GAP_S)
             self._nudged = trio.Event()
             await self.look()
 

@@ -15,11 +15,13 @@ from structlog.testing import capture_logs
 from relayd.agent.direct_endpoints import DirectEndpoints
 from relayd.agent.loopback import derive
 from relayd.agent.reconcile import Path
-from relayd.agent.reconciler import Reconciler
+from relayd.agent.reconciler import GAP_S, Deciders, Reconciler
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
+from relayd.kernel.wireguard import Interface
 from relayd.keys import PrivateKey, PublicKey
 from relayd.paths.patience import Patience
+from relayd.paths.verdict import Verdict
 from tests.helpers.fake_wireguard import FakeWireGuard
 
 A, B = PublicKey(b"a" * 32), PublicKey(b"b" * 32)
@@ -51,6 +53,7 @@ class Host:
         self.direct = DirectEndpoints(state_dir, self.wireguard.name, in_thread=here)
         self.configured: dict[PublicKey, Endpoint] = {}
         self.lines: list[Mapping[str, object]] = []
+        self.deciders: Deciders | None = None
 
     def set_peers(self, peers: Mapping[PublicKey, IPv4Address]) -> None:
         self.peers.append(dict(peers))
@@ -82,6 +85,7 @@ class Host:
             proxy_port=PORT,
             patience=Patience(),
             every_s=1.0,
+            deciders=self.deciders,
         )
         with capture_logs() as lines:
             self.lines = lines  # type: ignore[assignment]  # structlog's own kind of mapping
@@ -267,3 +271,38 @@ async def test_where_the_relay_is_always_used_no_endpoint_helps(
         host.wireguard.add_peer(A, endpoint=DIRECT, handshake_at=time.time())
         await trio.sleep(1.5)
         assert reconciler.paths[A].path is Path.DIRECT
+
+
+class Undecided:
+    """A peer whose packets come from two places in turn: each look finds it elsewhere than the last one did,
+    which is a reason to look at once."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.nudge: Callable[[], None] = lambda: None
+
+    def saw(self, interface: Interface, now: float) -> None:
+        self.looks += 1
+        self.nudge()
+
+    def verdicts(self, now: float) -> Mapping[PublicKey, Verdict]:
+        return {}
+
+    def was_set(self, key: PublicKey, endpoint: Endpoint | None) -> None:
+        raise AssertionError("nothing is set")
+
+
+async def test_a_peer_that_is_elsewhere_at_each_look_is_not_looked_at_all_the_time(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    host.deciders = undecided = Undecided()
+    host.wireguard.add_peer(A, endpoint=DIRECT, handshake_at=time.time())
+    async with host.reconciled() as reconciler:
+        undecided.nudge = reconciler.nudge
+        undecided.looks = 0
+        reconciler.nudge()
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        assert undecided.looks <= 1
+        await trio.sleep(100 * GAP_S)
+        assert 90 <= undecided.looks <= 101
