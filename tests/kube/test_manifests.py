@@ -57,6 +57,17 @@ def test_the_image_is_of_this_version_everywhere() -> None:
     assert f"newTag: {relayd.__version__}" in (CONFIG / "kustomization.yaml").read_text()
 
 
+def test_each_port_that_the_relay_answers_on_is_let_through() -> None:
+    """STUN's second one too: without it agents don't find out how their NATs filter."""
+    exposed = set(re.findall(r"(\d+)/(tcp|udp)", (ROOT / "Dockerfile").read_text()))
+    container = re.findall(
+        r"name: (\S+), containerPort: (\d+), protocol: (\S+)}", (CONFIG / "relay/deployment.yaml").read_text()
+    )
+    assert {(port, protocol.lower()) for _, port, protocol in container} == exposed
+    allowed = re.findall(r"port: ([a-z-]+), protocol", (CONFIG / "relay/network-policy.yaml").read_text())
+    assert {name for name, _, _ in container} == set(allowed)
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: str(path.relative_to(CONFIG)))
 def test_a_manifest_passes_a_dry_run_on_the_server(cluster: ControlPlane, path: Path) -> None:
     cluster.kubectl("apply", "-f", str(CONFIG / "namespace.yaml"))
@@ -120,7 +131,7 @@ def test_relays_are_spread_keep_one_and_run_as_nobody(installed: ControlPlane) -
     for name, cluster_ip in (("wirekube-relay", None), ("wirekube-relay-headless", "None")):
         service = installed.get("service", name, "-n", NAMESPACE)["spec"]
         ports = {(one["protocol"], one["port"]) for one in service["ports"]}
-        assert ports == {("TCP", 3478), ("UDP", 3478)}
+        assert ports == {("TCP", 3478), ("UDP", 3478), ("UDP", 3479)}
         assert service["selector"] == labels
         assert cluster_ip in (None, service["clusterIP"])
     policy = installed.get("netpol", "wirekube-relay", "-n", NAMESPACE)["spec"]
