@@ -105,15 +105,23 @@ class HostKeeper:
             nursery.start_soon(self._watch, self.inventory.interface, self._wake, self._wake_for_firewall)
             nursery.start_soon(self._poll)
             nursery.start_soon(self._keep_firewall)
+            nursery.start_soon(self._keep_resolved)
             task_status.started()
             while True:
-                with trio.move_on_after(self._every_s) as periodic:
+                with trio.move_on_after(self._every_s):
                     await self._news.wait()
                 await trio.sleep(SETTLE_S)
                 self._news = trio.Event()
-                if periodic.cancelled_caught:
-                    await self._resolve_again()
                 await self.look()
+
+    async def _keep_resolved(self) -> None:
+        """By itself too: while the name server is silent, what somebody removes is back as soon as ever."""
+        while True:
+            await trio.sleep(self._every_s)
+            known = self._addresses
+            await self._resolve_again()
+            if self._addresses != known:
+                self._wake()
 
     async def _keep_firewall(self) -> None:
         """By itself: while others hold iptables' lock, rules and peers that are deleted don't wait for it."""

@@ -13,7 +13,7 @@ import trio
 from structlog.testing import capture_logs
 
 from relayd import marks
-from relayd.agent.host_keeper import EVERY_S, HostKeeper
+from relayd.agent.host_keeper import EVERY_S, RESOLVE_S, SETTLE_S, HostKeeper
 from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.join import JoinString
@@ -39,6 +39,7 @@ class Host:
         self.firewall = FakeFirewall()
         self.rules = HostRules(self.routing, Sysctls(directory, proc_sys(directory / "proc")), self.firewall)
         self.addresses: list[Address] = [ip_address("192.0.2.9")]
+        self.resolve_s = 0.0
         self.looks = 0
         self.interface_problem: HostError | None = None
         self.lesser_problems: list[str] = []
@@ -47,7 +48,7 @@ class Host:
         self.lines: list[Mapping[str, object]] = []
 
     async def resolve(self, relays: Sequence[JoinString]) -> Sequence[Address]:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.resolve_s)
         return self.addresses
 
     async def keep_interface(self) -> Applied:
@@ -319,3 +320,31 @@ async def test_beside_an_ordinary_tunnel_nothing_is_added(host: Host) -> None:
     await host.keeper(host_rules.adopted("wg0", mark_rule=False)).begin()
     assert host.routing.rules == before
     assert marks.TABLE not in {rule.table for rule in host.routing.rules}
+
+
+async def test_g15_a_silent_name_server_does_not_hold_up_what_somebody_removed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    host = Host(tmp_path)
+    keeper = host.keeper()
+    await keeper.begin()
+    await nursery.start(keeper.run)
+    host.resolve_s, host.addresses = RESOLVE_S, []
+    await trio.sleep(EVERY_S + 1.0)  # a look-up is under way
+    looks = host.looks
+    host.news()
+    await trio.sleep(SETTLE_S + 0.1)
+    assert host.looks == looks + 1
+    assert keeper._addresses == [ip_address("192.0.2.9")]
+
+
+async def test_a_relay_that_is_elsewhere_now_is_a_reason_to_look(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    host = Host(tmp_path)
+    keeper = host.keeper()
+    await keeper.begin()
+    await nursery.start(keeper.run)
+    host.addresses = [ip_address("192.0.2.77")]
+    await trio.sleep(2 * EVERY_S + 1.0)
+    assert keeper._addresses == host.addresses
