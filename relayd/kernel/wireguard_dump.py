@@ -33,7 +33,11 @@ _PORT = struct.Struct("!H")
 _SOCKADDR_IN, _SOCKADDR_IN6 = 16, 28  # bytes; the address at 4 and at 8, the IPv6 scope at 24
 
 _REMEMBERED = 1 << 14
-"""Endpoints and lists of allowed IPs that are the same at the next look, as most are."""
+"""Endpoints that are the same at the next look, as most are."""
+
+_LISTS_REMEMBERED = {128: 1 << 14, 2048: 1 << 10, 1 << 16: 1 << 6}
+"""Of lists of allowed IPs, by the bytes that they have at most. Decoded they have twenty times as many: who
+changes his list all the time shall not fill the memory with what it was before."""
 
 
 def request(name: str) -> bytes:
@@ -89,7 +93,7 @@ class Reader:
             elif kind == _TX:
                 (tx_bytes,) = _U64.unpack_from(body, at)
             elif kind == _ALLOWED_IPS:
-                allowed_ips = _networks(body[at:until])
+                allowed_ips = _remembered(body[at:until])
         begun = self._peers.get(key)
         if begun is not None:
             self._peers[key] = replace(begun, allowed_ips=begun.allowed_ips + allowed_ips)
@@ -127,7 +131,10 @@ def _endpoint(address: bytes) -> Endpoint | None:
     return Endpoint(found, port) if port else None
 
 
-@lru_cache(_REMEMBERED)
+def _remembered(nested: bytes) -> tuple[Network, ...]:
+    return next(lists for at_most, lists in _LISTS.items() if len(nested) <= at_most)(nested)
+
+
 def _networks(nested: bytes) -> tuple[Network, ...]:
     found: list[Network] = []
     for _, start, end in attributes_of(nested, 0, len(nested)):
@@ -139,3 +146,6 @@ def _networks(nested: bytes) -> tuple[Network, ...]:
                 prefix = nested[at]
         found.append(IPv4Network((address, prefix)) if len(address) == 4 else IPv6Network((address, prefix)))
     return tuple(found)
+
+
+_LISTS = {at_most: lru_cache(count)(_networks) for at_most, count in _LISTS_REMEMBERED.items()}

@@ -15,7 +15,7 @@ from relayd.endpoints import Endpoint
 from relayd.kernel import genl, nlmsg
 from relayd.kernel.device import NO_KEY, Peer
 from relayd.kernel.nlmsg import KernelError, attribute
-from relayd.kernel.wireguard_dump import Reader, request
+from relayd.kernel.wireguard_dump import _LISTS, _LISTS_REMEMBERED, Reader, request
 from relayd.keys import PublicKey
 from tests.helpers.wireguard_contract import networks, new_key
 
@@ -103,6 +103,20 @@ def test_a_peer_goes_on_in_the_next_message() -> None:
     assert got.peers[A].allowed_ips == networks("10.1.0.0/16", "10.2.0.0/16")
     assert got.peers[A].keepalive_s == 25
     assert list(got.peers) == [A, B]
+
+
+def test_lists_that_change_all_the_time_do_not_pile_up() -> None:
+    """A node may change its allowed IPs every second: what they were must not fill the others' memory."""
+    before = [lists.cache_info().currsize for lists in _LISTS.values()]
+    texts = [f"10.0.{number >> 8}.{number & 255}/32" for number in range(400)]
+    for number in range(100):
+        got = read((*DEVICE, peers(peer(A, allowed(*texts[number : number + 300]))))).interface()
+        assert got.peers[A].allowed_ips == networks(*texts[number : number + 300])
+    kept = [lists.cache_info().currsize for lists in _LISTS.values()]
+    assert kept[:-1] == before[:-1]
+    assert kept[-1] <= 64, "each takes 150 KB"
+    (most, *_) = _LISTS_REMEMBERED
+    assert len(allowed(*texts[:4])) <= most + 4, "but what most peers have is remembered for many"
 
 
 @pytest.mark.parametrize(
