@@ -24,7 +24,7 @@ from relayd.kernel import events, links
 from relayd.kernel.addresses import HostAddress, host_addresses
 from relayd.observe import log
 from relayd.paths.acquaintance import Local
-from relayd.paths.candidates import Candidate, LocalAddress, chosen, host_candidates, make
+from relayd.paths.candidates import Candidate, LocalAddress, chosen, counts, host_candidates, make
 from relayd.paths.nat_class import SYMMETRIC, Prediction, predict
 from relayd.wire.sealed import full_size_body_bytes
 
@@ -213,7 +213,12 @@ class OwnAddresses:
         base = replace(
             self.local,
             own=frozenset((*(one.address for one in outer), *inner)),
-            links=tuple(sorted({one.interface for one in outer if one.address.is_link_local})),
+            # A peer's link-local candidate is tried on each of these.
+            links=tuple(
+                sorted(
+                    {one.interface for one in facts if one.address.is_link_local and counts(one, self._only)}
+                )
+            ),
             full_body_bytes=full_size_body_bytes(link.mtu)
             if link is not None
             else self.local.full_body_bytes,

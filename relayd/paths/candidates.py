@@ -126,6 +126,18 @@ def is_virtual(local: LocalAddress) -> bool:
     return local.kind in VIRTUAL_KINDS or local.interface.startswith(VIRTUAL_NAMES)
 
 
+def counts(local: LocalAddress, only: Collection[str]) -> bool:
+    """Whether peers may be on the network of that interface: one of `only`; empty: any that isn't virtual.
+
+    Of link-local addresses those on a host's ends of its containers' links don't count either: each has one,
+    there may be hundreds, and at the other end there is nobody but a container.
+    """
+    if only:
+        return local.interface in only
+    inward = local.kind == "veth" and local.address.is_link_local and not local.leads_out
+    return not inward and not is_virtual(local)
+
+
 def host_candidates(
     addresses: Iterable[LocalAddress],
     port: int,
@@ -141,12 +153,7 @@ def host_candidates(
     """
     found = []
     for local in addresses:
-        if only:
-            if local.interface not in only:
-                continue
-        elif is_virtual(local):
-            continue
-        if is_usable(local.address, tunnels):
+        if counts(local, only) and is_usable(local.address, tunnels):
             found.append(make("host", Endpoint(local.address, port), found_at=now, method=local.interface))
     return found
 

@@ -190,6 +190,34 @@ async def test_an_address_that_comes_while_stun_servers_are_silent_is_told_withi
     assert endpoints(world.told[-1][0]) == {"10.0.7.9:51820", "203.0.113.5:40000"}
 
 
+async def test_link_local_candidates_are_tried_where_peers_may_be_and_not_on_each_pods_link(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    world = World(monkeypatch)
+    found = world.host_addresses
+
+    async def with_pods() -> list[HostAddress]:
+        pods = [f"{name}{number}" for name in ("cali", "veth") for number in range(100)]
+        return [
+            *await found(),
+            HostAddress(address=ip_address("fe80::1%eth0"), interface="eth0", kind="", leads_out=True),
+            *(
+                HostAddress(
+                    address=ip_address(f"fe80::1%{name}"), interface=name, kind="veth", leads_out=False
+                )
+                for name in pods
+            ),
+        ]
+
+    world.host_addresses = with_pods  # type: ignore[method-assign]
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    last, _ = world.told[-1]
+    assert last.links == ("eth0",)
+    assert endpoints(last) == {"10.0.0.2:51820", "[fe80::1%eth0]:51820", "203.0.113.5:40000"}
+    assert len(last.own) > 200, "nobody may send us to any of them"
+
+
 async def test_what_was_predicted_of_a_nat_is_forgotten_with_it(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
