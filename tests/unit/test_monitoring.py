@@ -21,6 +21,9 @@ PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "proces
     "process_max_fds",
     "process_start_time_seconds",
 }
+FIELDS = {"relay.mode", "relay.provider", "relay.managed"}
+"""Of a WireKubeMesh: no events."""
+
 LABELS = {"way", "outcome", "job", "instance", "reason", "by", "le", "source", "peer"}
 """What queries may group by: Prometheus' own, a histogram's, and those of the tables."""
 
@@ -155,6 +158,19 @@ def test_every_alert_has_its_paragraph_and_every_paragraph_its_alert() -> None:
 def test_what_the_runbook_names_is_exposed() -> None:
     named = set(re.findall(r"\b(?:relayd|wirekube|process)_[a-z_]+\b", RUNBOOK.read_text()))
     assert named <= exposed()
+
+
+@pytest.mark.parametrize("page", ["runbook.md", "systemd.md", "node-management.md", "kubernetes.md"])
+def test_events_that_a_page_names_are_logged(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    nouns = "relay|agent|peer|tls|admission|http|handover|interface|link|path"
+    named = set(re.findall(rf"`(?:RELAYD_EVENT=)?((?:{nouns})\.[a-z_]+)`", text)) - FIELDS
+    source = "".join(path.read_text() for path in (ROOT / "relayd").rglob("*.py"))
+    # (`f"{self._name}.reloaded"`: a noun that is not said there.)
+    unknown = [
+        event for event in named if not re.search(rf'"{event}"|}}\.{event.partition(".")[2]}"', source)
+    ]
+    assert unknown == []
 
 
 # --- the example for the Prometheus Operator ---
