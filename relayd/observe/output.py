@@ -66,7 +66,8 @@ def at_work(what: str) -> AbstractContextManager[object]:
         return nullcontext()
     from rich.console import Console
 
-    return Console(stderr=True).status(what)
+    has_dots = sys.stderr.encoding.lower().replace("-", "") == "utf8"
+    return Console(stderr=True).status(what, spinner="dots" if has_dots else "line")
 
 
 def give_up_stdout() -> None:

@@ -19,10 +19,10 @@ COMMANDS = {
 """What is said -> by whom. Nobody is on the discard port."""
 
 
-@pytest.mark.parametrize("said", COMMANDS)
-def test_a_terminal_is_told_that_something_goes_on(said: str) -> None:
+def on_a_terminal(said: str, **environ: str) -> bytes:
+    """What a terminal gets on standard error."""
     terminal, end = pty.openpty()
-    environ = {**os.environ, "TERM": "xterm"}
+    environ = {**os.environ, "TERM": "xterm", **environ}
     process = subprocess.Popen(COMMANDS[said], stdout=subprocess.DEVNULL, stderr=end, env=environ)
     os.close(end)
     shown = b""
@@ -33,7 +33,18 @@ def test_a_terminal_is_told_that_something_goes_on(said: str) -> None:
         pass
     process.wait(TIMEOUT_S)
     os.close(terminal)
-    assert said.encode() in shown
+    return shown
+
+
+@pytest.mark.parametrize("said", COMMANDS)
+def test_a_terminal_is_told_that_something_goes_on(said: str) -> None:
+    assert said.encode() in on_a_terminal(said)
+
+
+def test_one_without_unicode_gets_characters_that_it_has() -> None:
+    shown = on_a_terminal("looking this host over", PYTHONIOENCODING="ascii")
+    assert b"looking this host over" in shown
+    assert b"\\u" not in shown
 
 
 @pytest.mark.parametrize("said", COMMANDS)
