@@ -47,6 +47,10 @@ LINGER_S = 20.0
 """A replica that its name doesn't lead to any more may be draining, and others still send by it: so long its
 link is heard to the end. (config/relay gives a drain 15 s.)"""
 
+MAX_ROUTES = 4096
+"""Peers' ways remembered. Past that those go of which no relay has said that the peer is absent: they are
+found anew in microseconds, and nodes come and go for as long as an agent runs."""
+
 MakeLink = Callable[[JoinString, PrivateKey, PublicKey | None, OnRuns, Callable[[PeerGone], None]], RelayLink]
 """`make_link(relay, key, home_key, on_runs, on_gone)`: a link that isn't running yet. `key` is ours,
 `home_key` that of the node for whose sake it is; None: our own."""
@@ -381,6 +385,9 @@ class RelayPool:
     def _route(self, key: bytes) -> PeerRoute:
         route = self._routes.get(key)
         if route is None:
+            if len(self._routes) >= MAX_ROUTES:
+                now = self._now()
+                self._routes = {one: known for one, known in self._routes.items() if known.held(now)}
             route = self._routes[key] = PeerRoute(order(PublicKey(key), tuple(self._members)))
         return route
 

@@ -15,7 +15,7 @@ from relayd.agent.link_settings import LinkSettings
 from relayd.agent.relay_choice import order
 from relayd.agent.relay_connection import OnRuns
 from relayd.agent.relay_link import RelayLink
-from relayd.agent.relay_pool import LINGER_S, RelayPool
+from relayd.agent.relay_pool import LINGER_S, MAX_ROUTES, RelayPool
 from relayd.coordination.model import RelayAddress
 from relayd.join import JoinString
 from relayd.keys import PrivateKey, PublicKey
@@ -350,3 +350,16 @@ async def test_no_replica_is_heard_any_more_where_the_mesh_wants_no_relay(mock_c
         rig.pool.update(sets[1:])
         rig.pool.update([])
         assert await first.next_frame() is None
+
+
+async def test_the_ways_to_peers_that_came_and_went_are_not_kept_for_ever(mock_clock: MockClock) -> None:
+    async with running(2) as rig:
+        home = await rig.welcomed(0)
+        absent = peer_whose_home_is(rig.addresses[0], rig.addresses)
+        rig.send(encode_data(absent, b"x"))
+        await home.send(PeerGone(absent, 0).encode())
+        await until(lambda: rig.gone == [PeerGone(absent, 0)])
+        for number in range(MAX_ROUTES + 10):
+            rig.pool._route((1 << 200 | number).to_bytes(32, "big"))
+        assert len(rig.pool._routes) < 50
+        assert rig.pool._routes[absent.raw].held(trio.current_time())
