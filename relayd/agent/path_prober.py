@@ -197,7 +197,7 @@ class PathProber:
 
     def _open(self, payload: bytes, source: Endpoint | None) -> None:
         now = trio.current_time()
-        opened = self._inbox.open_untrusted(payload, now)
+        opened = self._inbox.open_untrusted(payload, now, relayed=source is None)
         finder = self._finders.get(opened.peer) if opened is not None else None
         if opened is None or finder is None:
             return

@@ -4,7 +4,8 @@ In this order, so that a stranger costs a look into a table and no cryptography:
 
     unknown_key   claims to be from a key that is no peer's
     malformed     doesn't open, was turned back on us, or holds what no peer of this version says
-    rate          that peer's MESSAGES_PER_S are used up
+    rate          that peer's MESSAGES_PER_S are used up, of this way: each has its own, as a relay that sends
+                  recorded messages all the time must not keep the peer from being heard directly
 
 What a peer didn't make isn't counted against it: its key is no secret, and whoever knows it could use up its
 rate with some datagrams a second, and keep every direct path of its from being found. To see that a message
@@ -40,11 +41,12 @@ class Opened:
 
 
 class _Peer:
-    __slots__ = ("bucket", "channel")
+    __slots__ = ("channel", "direct", "relayed")
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
-        self.bucket = TokenBucket(rate_per_s=MESSAGES_PER_S, burst=MESSAGES_BURST)
+        self.direct = TokenBucket(rate_per_s=MESSAGES_PER_S, burst=MESSAGES_BURST)
+        self.relayed = TokenBucket(rate_per_s=MESSAGES_PER_S, burst=MESSAGES_BURST)
 
 
 class SealedInbox:
@@ -66,8 +68,9 @@ class SealedInbox:
         nobody can hold."""
         return self._channel(peer, self._peers[peer]).seal(message, self._draw(NONCE_BYTES))
 
-    def open_untrusted(self, datagram: bytes, now: float) -> Opened | None:
-        """What a datagram says. None: it is dropped, and counted. `now` is monotonic seconds."""
+    def open_untrusted(self, datagram: bytes, now: float, *, relayed: bool = False) -> Opened | None:
+        """What a datagram says. None: it is dropped, and counted. `now` is monotonic seconds. `relayed`:
+        whether a relay brought it."""
         try:
             sender = sender_untrusted(datagram)
             peer = self._peers.get(sender)
@@ -78,7 +81,7 @@ class SealedInbox:
         except RemoteProtocolError:
             self.drops["malformed"] += 1
             return None
-        if not peer.bucket.try_take(1.0, now):
+        if not (peer.relayed if relayed else peer.direct).try_take(1.0, now):
             self.drops["rate"] += 1
             return None
         return Opened(sender, message)

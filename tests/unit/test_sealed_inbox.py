@@ -61,6 +61,15 @@ def test_what_others_send_in_a_peers_name_takes_nothing_of_its_rate() -> None:
     assert inbox.drops == {"malformed": 10 * int(MESSAGES_BURST)}
 
 
+def test_what_a_relay_repeats_all_the_time_takes_nothing_of_what_is_heard_directly() -> None:
+    inbox = inbox_of_bob()
+    recorded = ALICE_TO_BOB.seal(Ping(TXID), NONCE)
+    for now in (0.0, 0.001, 1.0):
+        while inbox.open_untrusted(recorded, now, relayed=True) is not None:
+            pass
+        assert inbox.open_untrusted(ALICE_TO_BOB.seal(Ping(TXID), NONCE), now) is not None
+
+
 def test_what_does_not_open_is_counted() -> None:
     inbox = inbox_of_bob()
     datagram = bytearray(ALICE_TO_BOB.seal(Ping(TXID), NONCE))
