@@ -29,6 +29,9 @@ a quarter of its frames per CPU-second."""
 BATCH = 256
 """Events taken from the kernel at a time; more of them come with the next poll."""
 
+ONCE = select.EPOLLIN | select.EPOLLONESHOT
+"""Readable, once, until it is asked for again."""
+
 Handler = Callable[[int], None]
 
 
@@ -73,11 +76,20 @@ class Poller:
         return fd in self._handlers
 
     def yield_when_readable(self, fd: int) -> None:
-        """Let trio run at once whenever `fd`, which a trio task waits for, is readable."""
-        self.add(fd, self.yield_soon)
+        """Let trio run at once when `fd` is readable, which a trio task waits for: once, and again after each
+        `expect`.
+
+        Not for as long as it is readable: a task that has something else to wait for leaves it so, for half a
+        minute where an agent doesn't read, and this loop would go round and round."""
+        self.add(fd, self.yield_soon, ONCE)
+
+    def expect(self, fd: int) -> None:
+        """The task of `fd` is about to wait for it again: see yield_when_readable."""
+        self._epoll.modify(fd, ONCE)
 
     def yield_soon(self, _mask: int = 0) -> None:
-        """Let trio run after this batch: for handlers that gave a trio task something to do."""
+        """Let trio run after this batch: for handlers that gave a trio task something to do, and for a task
+        that takes several turns."""
         self._yield = True
 
     def refresh(self) -> None:
@@ -102,8 +114,11 @@ class Poller:
         clock = time.monotonic
         empty_polls = 0
         checkpoint_at = clock() + CHECKPOINT_S
+        once_more = False
         while empty_polls < LINGER_POLLS:
-            events = poll(BLOCK_S, BATCH)
+            # Tasks that have had their turn may have asked for another.
+            wait_s = 0.0 if once_more or self._yield else BLOCK_S
+            events = poll(wait_s, BATCH)
             now = self.now = clock()
             if events:
                 empty_polls = 0
@@ -111,11 +126,13 @@ class Poller:
                     handler = handlers.get(fd)
                     if handler is not None:  # None: removed by a handler earlier in this batch
                         handler(mask)
-            else:
+            elif wait_s:
                 empty_polls += 1
             for hook in self.after_batch:
                 hook()
-            if now >= checkpoint_at or self._yield:
-                self._yield = False
+            if now >= checkpoint_at or self._yield or once_more:
+                # A round finds whose sockets are ready, and this task may be the first to go on in it: what
+                # was asked for has had its turn after the next.
+                once_more, self._yield = self._yield, False
                 await trio.lowlevel.checkpoint()
                 checkpoint_at = clock() + CHECKPOINT_S

@@ -99,8 +99,8 @@ class Doorway:
         return len(self._room)
 
     async def serve(self, listener: socket.socket) -> None:
-        """Accept until `shut`, then wait for ever. `listener` listens, is non-blocking, and stays the
-        caller's."""
+        """Accept until `shut`, then wait for ever. `listener` listens, is non-blocking, known to the poller
+        (`yield_when_readable`), and stays the caller's."""
         with trio.CancelScope() as scope:
             self._open.add(scope)
             try:
@@ -120,6 +120,7 @@ class Doorway:
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
+            self._poller.expect(listener.fileno())
             await trio.lowlevel.wait_readable(listener)
             wait_s = 0.0
             try:

@@ -10,6 +10,7 @@ import trio
 
 from relayd.netio.poller import Poller
 from relayd.netio.tcp import set_options
+from relayd.netio.watched_stream import WatchedStream
 from relayd.observe import log
 from relayd.relay.arrival import Arrival
 from relayd.relay.tls import Tls
@@ -84,7 +85,7 @@ class TlsDoor:
         if self._tls is None:  # turned off meanwhile
             return False
         stream = trio.SSLStream(
-            trio.SocketStream(trio.socket.from_stdlib_socket(arrival.sock)),
+            WatchedStream(arrival.sock, self._poller),
             self._tls.context,
             server_side=True,
             https_compatible=True,
@@ -113,14 +114,12 @@ class TlsDoor:
         return True
 
     async def _pump(
-        self, stream: trio.SSLStream[trio.SocketStream], inner: socket.socket, scope: trio.CancelScope
+        self, stream: trio.SSLStream[WatchedStream], inner: socket.socket, scope: trio.CancelScope
     ) -> None:
         """Both ways until one side ends, or `scope` does."""
-        plain = trio.SocketStream(trio.socket.from_stdlib_socket(inner))
-        # The data plane's loop would let these tasks run only now and then.
-        watched = (stream.transport_stream.socket.fileno(), inner.fileno())
-        for fd in watched:
-            self._poller.yield_when_readable(fd)
+        plain = WatchedStream(inner, self._poller)
+        for one in (plain, stream.transport_stream):
+            one.watch()
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
@@ -139,15 +138,15 @@ class TlsDoor:
                     nursery.start_soon(_until_gone, outwards, nursery.cancel_scope)
                     nursery.start_soon(_until_gone, inwards, nursery.cancel_scope)
         finally:
-            for fd in watched:
-                self._poller.remove(fd)
+            for one in (plain, stream.transport_stream):
+                one.unwatch()
             inner.close()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
                 await trio.aclose_forcefully(stream)
             _forget(stream)
 
 
-def _forget(stream: trio.SSLStream[trio.SocketStream]) -> None:
+def _forget(stream: trio.SSLStream[WatchedStream]) -> None:
     """Let go of what OpenSSL has for it, 50 KiB, at once. trio's object refers to itself, so that it would
     stay until the next full garbage collection: of a flood of handshakes, thousands at a time."""
     vars(stream).clear()
