@@ -66,6 +66,10 @@ class Poller:
         """Call another handler for `fd`, for the same events."""
         self._handlers[fd] = handler
 
+    def nudge(self, fd: int) -> None:
+        """Call its handler, as for an event that is none (mask 0)."""
+        self._handlers[fd](0)
+
     def remove(self, fd: int) -> None:
         """Forget `fd`, before it is closed."""
         del self._handlers[fd]

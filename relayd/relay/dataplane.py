@@ -30,6 +30,7 @@ from relayd.relay.counters import OUTBOX_COUNTERS, PORT_COUNTERS, counts
 from relayd.relay.notices import GoneNotices
 from relayd.relay.switch import Switch
 from relayd.relay.throttle import Throttle
+from relayd.relay.turns import Turns
 from relayd.wire.frames import LENGTH_BYTES, MAX_LENGTH
 from relayd.wire.identity_frames import Gone, PeerGone
 from relayd.wire.relay_handshake import RelayHandshake
@@ -72,6 +73,7 @@ class DataPlane:
         """Where connections are kept that outlive this process."""
         self._sent = handover.ledger.sent
         self._bounds = bounds
+        self.turns = Turns(self, bounds.round_bytes)
         self.round_bytes = bounds.round_bytes
         self.room_bytes = bounds.round_bytes + LARGEST_PARTIAL
         """What one read may need of the arena."""
@@ -220,7 +222,7 @@ class DataPlane:
 
     def watch_events(self, connection: Connection) -> None:
         """Let the poller look for what its state asks for."""
-        readable = 0 if connection.paused else select.EPOLLIN
+        readable = 0 if connection.paused or connection.behind_bytes else select.EPOLLIN
         writable = select.EPOLLOUT if connection in self.backlogged else 0
         self.poller.modify(connection.sock.fileno(), readable | writable)
 
@@ -356,6 +358,8 @@ class DataPlane:
         self.backlogged.discard(connection)
         self.handover.forget(connection.slot)
         connection.slot = 0
+        if connection.behind_bytes:
+            self.turns.caught_up(connection)
         if connection.outbox:
             self.queued_bytes -= connection.outbox.queued_bytes
             self.memory_bytes -= connection.outbox.memory_bytes
@@ -367,7 +371,8 @@ class DataPlane:
     def change(self, bounds: Bounds) -> None:
         """These, from now on. A queue that is longer than it may be shrinks when something is added."""
         before, self._bounds = self._bounds, bounds
-        self.round_bytes, self.room_bytes = bounds.round_bytes, bounds.round_bytes + LARGEST_PARTIAL
+        self.room_bytes = bounds.round_bytes + LARGEST_PARTIAL
+        self.turns.change(bounds.round_bytes)
         for connection in self.connections:
             if connection.outbox is not None:
                 connection.outbox.bound(max_bytes=bounds.queue_bytes, max_age_s=bounds.queue_age_s)

@@ -139,7 +139,9 @@ def _resume_one(plane: DataPlane, one: Carried, facts: Facts, now: float) -> boo
         for name in PORT_COUNTERS:
             setattr(connection, name, state.counters.get(name, 0))
         plane.throttle.spend(facts.key, state.spent, now)
-        connection.partial = state.partial
+        if state.partial:
+            connection.partial = state.partial
+            plane.turns.behind(connection)  # there may be whole frames in it
         connection.heard_at = now - state.silent_s
         if state.rest or state.queued:
             outbox = plane.outbox_of(connection)

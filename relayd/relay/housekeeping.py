@@ -48,7 +48,9 @@ class Housekeeping:
         now = time.monotonic()
         worth_a_look = now - min(ASK_AFTER_S, self.silence_s)
         for connection in [
-            one for one in self._plane.connections if one.heard_at <= worth_a_look and not one.paused
+            one
+            for one in self._plane.connections
+            if one.heard_at <= worth_a_look and not (one.paused or one.behind_bytes)
         ]:
             silent_s = now - connection.heard_at
             judgement = judge(

@@ -218,6 +218,7 @@ class Relay:
             connection.sock.close()
         self.doorway.close()
         self.stun.close()
+        self.plane.turns.close()
         self.plane.handover.close()
         self.poller.close()
 

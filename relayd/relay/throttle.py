@@ -99,6 +99,8 @@ class Throttle:
                 connection.heard_at = now  # what it said meanwhile wasn't listened to
                 if connection in plane.connections:
                     plane.watch_events(connection)
+                    if connection.behind_bytes:
+                        plane.turns.behind(connection)
             wait_s = self._waiting[0][0] - now if self._waiting else math.inf
             with trio.move_on_after(wait_s):
                 await self._news.wait()
@@ -128,13 +130,12 @@ class _Limited:
             plane.drain(connection)
             return
         bytes_before, frames_before = connection.bytes_in, connection.frames_in
-        whole_round = plane.round_bytes
         if self._bytes is not None:
-            plane.round_bytes = int(max(LEAST_READ_BYTES, min(whole_round, self._bytes.level(now))))
+            plane.round_bytes = int(max(LEAST_READ_BYTES, min(plane.round_bytes, self._bytes.level(now))))
         try:
             connection.on_event(mask)
         finally:
-            plane.round_bytes = whole_round
+            plane.turns.set_round()
         wait_s = 0.0
         if self._bytes is not None:
             wait_s = self._bytes.take(connection.bytes_in - bytes_before, now)

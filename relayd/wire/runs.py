@@ -8,6 +8,7 @@ slice assignment. The relay (which replaces the destination's key by the sender'
 
 from __future__ import annotations
 
+from itertools import repeat
 from struct import Struct
 from typing import TypeAlias
 
@@ -54,8 +55,16 @@ def _replace_columns(
     return True
 
 
-def scan(buffer: bytearray, start: int, stop: int, replacement: bytes | None, runs: list[Run]) -> int:
+ALL = 1 << 31
+"""More runs than any buffer has."""
+
+
+def scan(
+    buffer: bytearray, start: int, stop: int, replacement: bytes | None, runs: list[Run], most: int = ALL
+) -> int:
     """Append the runs in `buffer[start:stop]` to `runs`; return where the first partial frame begins.
+
+    After `most` runs it stops; then it returns where they end.
 
     `replacement`, 32 bytes, is written over the key of every Data and BimodalHint frame; None leaves
     them. Raises RemoteProtocolError at a length of 0 or above MAX_LENGTH; `runs` then holds what came
@@ -63,7 +72,9 @@ def scan(buffer: bytearray, start: int, stop: int, replacement: bytes | None, ru
     """
     unpack = KEYED.unpack_from
     position = start
-    while stop - position >= KEYED_BYTES:
+    for _ in repeat(None, most):
+        if stop - position < KEYED_BYTES:
+            break
         head = unpack(buffer, position)
         length, kind, key = head
         size = length + LENGTH_BYTES
@@ -83,6 +94,8 @@ def scan(buffer: bytearray, start: int, stop: int, replacement: bytes | None, ru
             buffer[position + HEADER_BYTES : position + KEYED_BYTES] = replacement
         runs.append((kind, key, first, end, size))
         position = end
+    else:
+        return position
     while stop - position >= HEADER_BYTES:
         # Too little for a key: small frames, or the beginning of one.
         length, kind = HEADER.unpack_from(buffer, position)

@@ -81,6 +81,23 @@ def test_whole_stream_gives_the_frames_of_the_reference(stream: bytes, before: i
 
 
 @settings(deadline=None)
+@given(streams, st.integers(1, 5))
+def test_a_scan_that_stops_after_some_runs_goes_on_where_it_was(stream: bytes, most: int) -> None:
+    at_once, in_parts = bytearray(stream), bytearray(stream)
+    expected: list[Run] = []
+    rest = scan(at_once, 0, len(stream), SENDER, expected)
+    found: list[Run] = []
+    position = 0
+    while True:
+        some: list[Run] = []
+        position = scan(in_parts, position, len(stream), SENDER, some, most)
+        found += some
+        if len(some) < most:
+            break
+    assert (found, position, in_parts) == (expected, rest, at_once)
+
+
+@settings(deadline=None)
 @given(streams)
 def test_without_replacement_not_a_byte_changes(stream: bytes) -> None:
     buffer = bytearray(stream)
