@@ -75,6 +75,11 @@ class Poller:
         del self._handlers[fd]
         self._epoll.unregister(fd)
 
+    def discard(self, fd: int) -> None:
+        """`remove`, if it is known."""
+        if fd in self._handlers:
+            self.remove(fd)
+
     def __contains__(self, fd: int) -> bool:
         """Whether somebody waits for `fd`."""
         return fd in self._handlers

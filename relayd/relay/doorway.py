@@ -27,7 +27,7 @@ from relayd.relay.descriptors import SCARCE, Spare
 from relayd.relay.door_limits import FULL, Counting, DoorLimits
 from relayd.relay.farewells import Farewells
 from relayd.relay.guard import Greeter
-from relayd.relay.refusals import Refusals
+from relayd.relay.refusals import KEY_IN_USE, NEVER_REGISTERED, NO_DESCRIPTORS, Refusals
 from relayd.relay.tls_door import CLIENT_HELLO, TOO_MANY, TlsDoor
 from relayd.relay.waiting_room import WaitingRoom, place_of
 from relayd.wire.identity import TLS_ONLY, Admitted, Refusal, Refused, Registered, RelayOutcome
@@ -40,14 +40,8 @@ by then."""
 SWEEP_S = 0.25
 """Between two looks for those who say nothing: they have ten seconds, and may have a quarter more."""
 
-NEVER_REGISTERED = "never registered"
-NO_DESCRIPTORS = "no descriptors"
-
 ACCEPTS_AT_ONCE = 32
 """Connections taken in before other tasks have their turn."""
-
-KEY_IN_USE = "key in use"
-"""Among the reasons for a refusal: its holder answers."""
 
 
 class Doorway:
@@ -175,7 +169,9 @@ class Doorway:
             # Of one that has left without a word, a health probe, there is no first byte.
             first = arrival.first_byte() if self._tls.is_open else None
             if first == CLIENT_HELLO:
-                self._hand_to_task(newcomer, self._enter_tls, arrival)
+                self._poller.remove(newcomer.sock.fileno())
+                victim = self._tls.enter(newcomer, partial(self._begin_tls, newcomer, arrival))
+                self._evict(victim, TOO_MANY)
                 return
             if first is not None and self._tls.only:
                 self._leave_poller(newcomer)
@@ -195,14 +191,15 @@ class Doorway:
         self._end(newcomer, arrival)
 
     def _leave_poller(self, newcomer: Newcomer) -> None:
-        self._poller.remove(newcomer.sock.fileno())
+        self._poller.discard(newcomer.sock.fileno())  # who waits for a turn at TLS isn't there
         self._room.leave(newcomer)
+        self._tls.leave(newcomer)
 
     def _hand_to_task(
         self, newcomer: Newcomer, job: Callable[[Arrival], Awaitable[None]], arrival: Arrival
     ) -> None:
         """What takes more than a few reads is a task's."""
-        self._poller.remove(newcomer.sock.fileno())
+        self._poller.discard(newcomer.sock.fileno())
         newcomer.has_task = True
         self._nursery.start_soon(self._enter, newcomer, job, arrival, name=f"doorway {newcomer.endpoint}")
         self._poller.yield_soon()
@@ -211,14 +208,14 @@ class Doorway:
         """It goes, to make room. Once is enough."""
         if victim is None:
             return
-        self._room.leave(victim)
         if victim.has_task:
             assert victim.arrival is not None
+            self._room.leave(victim)
             if victim.arrival.scope.cancel_called:
                 return
             victim.arrival.scope.cancel()
         else:
-            self._poller.remove(victim.sock.fileno())
+            self._leave_poller(victim)
             victim.sock.close()
             self._counting.went(victim.place)
         self.refused[reason] += 1
@@ -250,7 +247,7 @@ class Doorway:
                     await job(arrival)
                 finally:
                     self._room.leave(newcomer)
-                    self._tls.leave(arrival)
+                    self._tls.leave(newcomer)
             if arrival.scope.cancelled_caught and trio.current_time() >= arrival.scope.deadline:
                 self._time_is_up(arrival)
         finally:
@@ -265,11 +262,12 @@ class Doorway:
         if not arrival.served:
             self._counting.went(newcomer.place)
 
+    def _begin_tls(self, newcomer: Newcomer, arrival: Arrival) -> None:
+        self._evict(self._tls.began(newcomer), TOO_MANY)
+        self._hand_to_task(newcomer, self._enter_tls, arrival)
+
     async def _enter_tls(self, arrival: Arrival) -> None:
         """TLS's own handshake first."""
-        if (victim := self._tls.enter(arrival)) is not None and not victim.scope.cancel_called:
-            self.refused[TOO_MANY] += 1
-            victim.scope.cancel()
         sock = arrival.sock
         try:
             done = await self._tls.shake_hands(arrival)

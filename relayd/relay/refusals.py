@@ -15,6 +15,11 @@ from relayd.relay.farewells import Farewells
 from relayd.token_bucket import TokenBucket
 from relayd.wire.identity import Refused
 
+NEVER_REGISTERED: Final = "never registered"
+NO_DESCRIPTORS: Final = "no descriptors"
+KEY_IN_USE: Final = "key in use"
+"""Reasons that are no outcome of a handshake; the last: its holder answers."""
+
 LINES_S: Final = 5.0
 """Lines a second in the long run: 100 MB a day at the worst."""
 

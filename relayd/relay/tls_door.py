@@ -12,17 +12,23 @@ from relayd.netio.poller import Poller
 from relayd.netio.tcp import set_options
 from relayd.netio.watched_stream import WatchedStream
 from relayd.observe import log
-from relayd.relay.arrival import Arrival
+from relayd.relay.arrival import Arrival, Newcomer
+from relayd.relay.fair_queue import FairQueue
 from relayd.relay.tls import Tls
-from relayd.relay.waiting_room import WaitingRoom, place_of
+from relayd.relay.waiting_room import WaitingRoom
 
 CLIENT_HELLO = 0x16
 """First byte of a TLS connection (RFC 8446, section 5.1: a record of type handshake). A frame begins with the
 high byte of its length, which is 0."""
 
 SEATS, SEATS_PER_PLACE = 256, 32
-"""TLS connections that aren't admitted yet: each costs some 50 KiB from its ClientHello on, 1,024 would take
-half of what 10,000 silent connections may. Past that the oldest goes."""
+"""TLS connections that aren't admitted yet: each costs some 50 KiB once its handshake has begun, 1,024 would
+take half of what 10,000 silent connections may. Past that the oldest goes. As many may wait for a turn."""
+
+BEGUN_AT_ONCE = 2
+"""TLS handshakes begun in one round of the scheduler. Each takes nearly a millisecond, as long as taking in
+ten connections: one for each that comes would have a flood of them keep all others in the kernel's queue for
+seconds."""
 
 PIPE_BYTES = 128 << 10
 """What the kernel holds between the data plane and the TLS stream: as TCP_NOTSENT_LOWAT for plain
@@ -51,7 +57,13 @@ class TlsDoor:
         self._poller = poller
         self._nursery = nursery
         self._user_timeout_ms = round(user_timeout_s * 1000)
-        self._room: WaitingRoom[Arrival] = WaitingRoom(seats=SEATS, seats_per_place=SEATS_PER_PLACE)
+        self._waiting: WaitingRoom[Newcomer] = WaitingRoom(seats=SEATS, seats_per_place=SEATS_PER_PLACE)
+        self._queue: FairQueue[Newcomer] = FairQueue()
+        """The same, by whose turn it is."""
+        self._begun: WaitingRoom[Newcomer] = WaitingRoom(seats=SEATS, seats_per_place=SEATS_PER_PLACE)
+        self._begins: dict[Newcomer, Callable[[], None]] = {}
+        """Of those in the queue: what to do when their turn comes."""
+        self._gives_turns = False
 
     def use(self, tls: Tls | None) -> None:
         """What new connections get from now on. Those that are in stay as they are."""
@@ -67,21 +79,42 @@ class TlsDoor:
         """Whether others are refused."""
         return self._tls is not None and self._tls.only
 
-    def enter(self, arrival: Arrival) -> Arrival | None:
-        """It has begun to speak TLS. -> the one that has to go for it"""
-        return self._room.enter(arrival, place_of(arrival.endpoint.address))
+    def enter(self, newcomer: Newcomer, begin: Callable[[], None]) -> Newcomer | None:
+        """It has said hello; `begin` is called when it is its turn. -> the one that has to go for it: not one
+        whose handshake has begun, or those who say hello and nothing else would push out all others."""
+        if not self._gives_turns:
+            self._gives_turns = True
+            self._nursery.start_soon(self._give_turns, name="TLS handshakes")
+            self._poller.yield_soon()
+        self._queue.add(newcomer, newcomer.place)
+        self._begins[newcomer] = begin
+        return self._waiting.enter(newcomer, newcomer.place)
 
-    def leave(self, arrival: Arrival) -> None:
+    def began(self, newcomer: Newcomer) -> Newcomer | None:
+        """Its turn has come. -> the one that has to go for it"""
+        self._waiting.leave(newcomer)
+        return self._begun.enter(newcomer, newcomer.place)
+
+    def leave(self, newcomer: Newcomer) -> None:
         """It is admitted, or gone. Harmless for one that never entered."""
-        self._room.leave(arrival)
+        self._waiting.leave(newcomer)
+        self._begun.leave(newcomer)
+        self._queue.discard(newcomer, newcomer.place)
+        self._begins.pop(newcomer, None)
+
+    async def _give_turns(self) -> None:
+        while self._queue:
+            for _ in range(BEGUN_AT_ONCE):
+                if self._queue:
+                    self._begins.pop(self._queue.take())()
+            self._poller.yield_soon()
+            await trio.lowlevel.checkpoint()
+        self._gives_turns = False
 
     async def shake_hands(self, arrival: Arrival) -> bool:
         """TLS's own handshake. From then on `arrival.sock` is the plain text. -> False: it failed
 
         Raises OSError when the host has nothing left to make two sockets of."""
-        # Of a thousand that say hello in one round of the scheduler, all but SEATS have been evicted by now:
-        # they go before anything is made for them.
-        await trio.lowlevel.checkpoint()
         if self._tls is None:  # turned off meanwhile
             return False
         stream = trio.SSLStream(

@@ -19,7 +19,7 @@ from relayd.observe.exposition import Exporter
 from relayd.observe.metrics import AGENT, MAX_PEERS, PEER, RELAY
 from relayd.relay.counters import OUTBOX_COUNTERS, PORT_COUNTERS
 from relayd.relay.door_limits import FULL, TOO_FAST, TOO_MANY_HERE
-from relayd.relay.doorway import KEY_IN_USE, NEVER_REGISTERED, NO_DESCRIPTORS
+from relayd.relay.refusals import KEY_IN_USE, NEVER_REGISTERED, NO_DESCRIPTORS
 from relayd.relay.server import serve
 from relayd.relay.tls_door import TOO_MANY
 from relayd.wire.identity import BEFORE_PROOF, Refusal

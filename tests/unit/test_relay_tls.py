@@ -8,7 +8,7 @@ import socket
 import ssl
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from relayd.join import JoinString
 from relayd.relay import reload, tls_door
 from relayd.relay.tls import load_tls
 from relayd.wire import frames
+from relayd.wire.identity_frames import CHALLENGE
 from tests.helpers.identities import ALICE, BOB
 from tests.helpers.running_relay import SOON_S, Client, Running, relay
 
@@ -213,6 +214,38 @@ async def test_too_many_tls_connections_at_the_door_push_out_their_own(
             assert await first.frame() == b""
             await a.prove(ALICE, token=running.token)
         assert (await running.status())["refused"][tls_door.TOO_MANY] == 1  # type: ignore[index]
+
+
+async def test_who_says_hello_and_nothing_else_pushes_out_nobody_in_mid_handshake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_door, "SEATS", 4)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = unverified().wrap_bio(incoming, outgoing)
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    hello = outgoing.read()
+    async with relay(tmp_path, tls_self_signed=True) as running, AsyncExitStack() as stack:
+        a = await stack.enter_async_context(running.connection())
+        await a.send(hello)
+        with trio.fail_after(SOON_S):
+            incoming.write(await a.stream.receive_some(65536))
+        # A flood that has all turns to come, and gets none in time.
+        monkeypatch.setattr(tls_door, "BEGUN_AT_ONCE", 0)
+        for number in range(20):
+            one = await stack.enter_async_context(running.connection(f"127.0.1.{1 + number}"))
+            await one.send(hello)
+        with trio.fail_after(SOON_S):
+            while (await running.status())["refused"] != {tls_door.TOO_MANY: 16}:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        with suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        tls.write(frames.encode_register(A))
+        await a.send(outgoing.read())
+        with trio.fail_after(SOON_S):
+            incoming.write(await a.stream.receive_some(65536))
+        assert tls.read(5)[4] == CHALLENGE
+        monkeypatch.undo()
 
 
 async def test_reader_that_stops_is_closed_over_tls_too(tmp_path: Path) -> None:
