@@ -170,8 +170,7 @@ class Doorway:
             first = arrival.first_byte() if self._tls.is_open else None
             if first == CLIENT_HELLO:
                 self._poller.remove(newcomer.sock.fileno())
-                victim = self._tls.enter(newcomer, partial(self._begin_tls, newcomer, arrival))
-                self._evict(victim, TOO_MANY)
+                self._evict(self._tls.enter(newcomer, partial(self._begin_tls, newcomer, arrival)), TOO_MANY)
                 return
             if first is not None and self._tls.only:
                 self._leave_poller(newcomer)
@@ -182,7 +181,7 @@ class Doorway:
             outcome = arrival.read()
         except BlockingIOError:
             return
-        if isinstance(outcome, Registered):
+        if isinstance(outcome, Registered) and self._claims.verdict(outcome.key) is not Verdict.GRANT:
             # Its key may be another's: that takes time to find out.
             self._hand_to_task(newcomer, self._enter_bare, arrival)
             return
@@ -272,26 +271,24 @@ class Doorway:
         try:
             done = await self._tls.shake_hands(arrival)
         except OSError as error:
-            if error.errno not in SCARCE:
-                raise
             self._spare.short(error)
             self.refused[NO_DESCRIPTORS] += 1
             return
         if done:
-            await self._let_in(arrival, await arrival.outcome())
+            outcome = await arrival.outcome()
+            if isinstance(outcome, Registered):
+                await self._enter_bare(arrival)
+            else:
+                self._settle(arrival, outcome)
         else:
             self.refused["TLS failed"] += 1
             sock.close()
 
-    async def _let_in(self, arrival: Arrival, outcome: RelayOutcome | None) -> None:
-        if isinstance(outcome, Registered):
-            await self._enter_bare(arrival)
-        else:
-            self._settle(arrival, outcome)
-
-    def _settle(self, arrival: Arrival, outcome: Admitted | Refused | None) -> None:
-        """The handshake is over."""
+    def _settle(self, arrival: Arrival, outcome: RelayOutcome | None) -> None:
+        """The handshake is over, or as good as: a bare Register, and its key is free."""
         match outcome:
+            case Registered():
+                self._grant_bare(arrival, self._admit_bare(arrival))
             case Admitted():
                 self._claim(arrival, admission=outcome.admission, home=outcome.home_key.short())
             case Refused():
@@ -332,19 +329,12 @@ class Doorway:
 
     async def _enter_bare(self, arrival: Arrival) -> None:
         """Policy `optional`: a Register whose key is to be had for nothing, or for a Proof in time."""
-        handshake = arrival.handshake
-        assert handshake.key is not None
-        try:
-            admission = self._greeter.guard.gate.admit_bare(handshake.key)
-        except NotAdmittedError as error:
-            self._refuse(arrival, Refused(Refusal.NOT_ADMITTED, str(error)))
-            return
-        while True:
+        admission, key = self._admit_bare(arrival), arrival.handshake.key
+        while admission and key is not None:
             outcome: RelayOutcome | None
-            match self._claims.verdict(handshake.key):
+            match self._claims.verdict(key):
                 case Verdict.GRANT:
-                    handshake.let_in()
-                    self._claim(arrival, admission=admission, home="")
+                    self._grant_bare(arrival, admission)
                     return
                 case Verdict.ASK:
                     free, outcome = await contest(self._claims, arrival)
@@ -352,8 +342,22 @@ class Doorway:
                         continue
                 case _:
                     outcome = await arrival.outcome()
-            await self._let_in(arrival, outcome)
+            self._settle(arrival, outcome)
             return
+
+    def _admit_bare(self, arrival: Arrival) -> str:
+        """What lets it in without a proof; "": nothing, as it has been told."""
+        assert arrival.handshake.key is not None
+        try:
+            return self._greeter.guard.gate.admit_bare(arrival.handshake.key)
+        except NotAdmittedError as error:
+            self._refuse(arrival, Refused(Refusal.NOT_ADMITTED, str(error)))
+            return ""
+
+    def _grant_bare(self, arrival: Arrival, admission: str) -> None:
+        if admission:
+            arrival.handshake.let_in()
+            self._claim(arrival, admission=admission, home="")
 
     def close(self) -> None:
         """Give back what it keeps for bad times."""

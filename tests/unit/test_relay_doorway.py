@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from relayd.relay.admission import Gate
 from relayd.wire import frames
 from relayd.wire.identity import Refusal
 from relayd.wire.identity_frames import CHALLENGE
-from tests.helpers.identities import ALICE, BOB, agent_side
+from tests.helpers.identities import ALICE, BOB, agent_side, private
 from tests.helpers.running_relay import SOON_S, Client, Running, relay
 
 A, B = ALICE.public(), BOB.public()
@@ -126,3 +128,19 @@ async def test_strangers_who_are_refused_again_and_again_fill_no_disk(
         assert (await running.status())["refused"] == {Refusal.PROTOCOL.value: 6}
     lines = [line for line in capfd.readouterr().out.splitlines() if "agent.refused" in line]
     assert ["suppressed=3" in line for line in lines] == [False, False, True]
+
+
+async def test_agents_of_one_site_that_all_come_at_once_are_no_crowd_at_the_door(tmp_path: Path) -> None:
+    """Those who register without a proof are in as soon as they have said so: none has to wait, and go for
+    another."""
+    keys = [private(f"site {number}").public() for number in range(300)]
+    async with relay(tmp_path) as running, AsyncExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(("127.0.0.1", running.port))) for _ in keys]
+        for sock, key in zip(socks, keys, strict=True):  # before the relay has its turn
+            sock.sendall(frames.encode_register(key))
+        with trio.fail_after(SOON_S):
+            while (status := await running.status())["accepted"] != len(keys):  # noqa: ASYNC110
+                await trio.sleep(0.02)
+            while (status := await running.status())["unregistered"]:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert (status["connections"], status["refused"]) == (len(keys), {})
