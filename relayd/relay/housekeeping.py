@@ -25,6 +25,9 @@ from relayd.wire.identity_frames import PING_TOKEN_BYTES, encode_drain, encode_h
 HOUSEKEEPING_S = 0.5
 """Between two looks. Ten thousand connections cost half a millisecond each time."""
 
+ASK_NEWCOMERS_S = 0.1
+"""While agents are asked to go, between two looks for some who have only just come."""
+
 
 class Housekeeping:
     """Looks after the connections of one relay."""
@@ -81,18 +84,22 @@ class Housekeeping:
     async def drain(self, seconds: float) -> None:
         """Ask all agents that know how to connect elsewhere, and come back when they have left, or in
         time. Those whose connections the service manager keeps need not move."""
-        asked = self._to_be_moved()
-        if not asked:
+        if not (staying := self._to_be_moved()):
             return
-        log.get().info("relay.draining", agents=len(asked), seconds=seconds)
-        frame = encode_drain(round(seconds))
-        for connection in asked:
-            self._plane.send_frame(connection, frame)
-        self._plane.flush_now()
-        with trio.move_on_after(seconds):
-            while self._to_be_moved():
+        log.get().info("relay.draining", agents=len(staying), seconds=seconds)
+        asked: set[Connection] = set()
+        with trio.move_on_after(seconds) as patience:
+            while staying := self._to_be_moved():
+                # Again and again: who was at the door when it closed is let in yet.
+                frame = encode_drain(round(patience.deadline - trio.current_time()))
+                for connection in staying:
+                    if connection not in asked:
+                        asked.add(connection)
+                        self._plane.send_frame(connection, frame)
+                self._plane.flush_now()
                 self._left = trio.Event()
-                await self._left.wait()
+                with trio.move_on_after(ASK_NEWCOMERS_S):
+                    await self._left.wait()
         log.get().info("relay.drained", stayed=len(self._to_be_moved()))
 
     def _to_be_moved(self) -> list[Connection]:

@@ -23,7 +23,7 @@ from relayd.wire.identity_frames import (
     decode_peer_gone_untrusted,
     encode_pong,
 )
-from tests.helpers.identities import ALICE, BOB, MALLORY, private
+from tests.helpers.identities import ALICE, BOB, MALLORY, agent_side, private
 from tests.helpers.running_relay import Client, relay
 
 A, B, M = ALICE.public(), BOB.public(), MALLORY.public()
@@ -252,3 +252,24 @@ async def test_drain_ends_in_time_though_nobody_leaves(tmp_path: Path) -> None:
         signals.draining.set()
         with trio.fail_after(20):
             await signals.drained.wait()
+
+
+async def test_drain_asks_those_too_who_were_at_the_door_when_it_closed(tmp_path: Path) -> None:
+    signals = Signals()
+    async with (
+        relay(tmp_path, signals=signals, drain_s=600) as running,
+        running.proved(ALICE) as a,
+        running.connection() as late,
+    ):
+        await late.send(frames.encode_register(B)[:5])
+        with trio.fail_after(20):
+            while (await running.status())["unregistered"] != 1:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        signals.draining.set()
+        await next_of(a, DRAIN)
+        await late.send(frames.encode_register(B)[5:])
+        agent = agent_side("late", key=BOB, token=running.token)
+        agent.hello()
+        challenge = await late.any_frame()
+        await late.send(agent.on_frame(challenge[4], challenge[5:], 0.0).send)
+        assert 590 <= decode_drain_untrusted(await next_of(late, DRAIN)) <= 600
