@@ -82,6 +82,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="kvm only where it is known to work (%(default)s)",
     )
     add(
+        "--steady",
+        action="store_true",
+        help="one processor, and a clock that counts its instructions: what is about time may run in it",
+    )
+    add(
         "--kernel", type=Path, metavar="DIR", help="DIR/vmlinuz and DIR/lib/modules/VERSION, instead of apt's"
     )
     add("--refresh", action="store_true", help="ask apt for a newer kernel than the one in the cache")
@@ -119,9 +124,10 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         out=arguments.out.resolve() if arguments.out is not None else None,
         timeout_s=arguments.timeout,
         memory_mib=arguments.memory,
-        processors=arguments.processors,
+        processors=1 if arguments.steady else arguments.processors,
         accelerator=arguments.accel,
         systemd=arguments.systemd,
+        steady=arguments.steady,
     )
     return run(job, kernel, initrd, cache, sys.stdout.buffer, sys.stderr.buffer)
 

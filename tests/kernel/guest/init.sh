@@ -13,7 +13,7 @@ $b mount -t devtmpfs dev /dev
 for module in $($b cat /early); do
     $b insmod "/modules/$module" || echo "init: insmod $module failed" >/dev/console
 done
-exec 3>/dev/vport0p3 || fail "no status port"
+exec 3<>/dev/vport0p3 || fail "no status port"
 read -r up rest </proc/uptime
 echo "mark init $up" >&3
 
@@ -43,6 +43,7 @@ $b mount -o bind "/host$VM_MODULES" "/new/lib/modules/$($b uname -r)"
 [ -n "$VM_SYSTEMD" ] || exec $b switch_root /new /run/vm/busybox sh /run/vm/command.sh
 
 # A system of nothing but the job, the journal and what the job starts: this host's units are not ours to run.
+$b rm -f /new/.dockerenv # by which systemd would take this for a container
 units=/new/run/systemd/system
 $b mkdir -p $units
 $b rm -rf /new/etc/systemd/system/* /new/lib/systemd/system-generators/* /new/lib/systemd/system/*.wants
