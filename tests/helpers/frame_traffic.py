@@ -175,6 +175,10 @@ class Traffic:
         self._thread.join(SOON_S)
         self.check()
 
+    def halfway(self) -> int:
+        """How many have written the first part of a frame, and not the second."""
+        return sum(1 for agent in self._agents if agent.second_half)
+
     def ended(self, within_s: float = SOON_S) -> int:
         """After `rest`: how many connections the relay has ended by then."""
         deadline = time.monotonic() + within_s

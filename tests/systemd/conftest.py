@@ -1,10 +1,11 @@
 """The systemd tier: where systemd is process 1.
 
-    sh tests/systemd/boot.sh 400 python -m pytest tests/systemd                  in namespaces, at full speed
-    python -m tests.kernel.vm --systemd --env RELAYD_AGENTS=6 -- python -m pytest -m machine tests/systemd
+    sh tests/systemd/boot.sh 400 python -m pytest -m 'not machine' tests/systemd  in namespaces, at full speed
+    python -m tests.kernel.vm --steady --systemd -- python -m pytest -m machine tests/systemd
 
-`make test` does the first. The second is the kernel tier's machine, where WireGuard is the kernel's: there an
-interpreter takes seconds to start, and 200 agents minutes to prove their keys.
+`make test` does both. The second is the kernel tier's machine, where WireGuard is the kernel's. There an
+interpreter takes seconds to start, and 200 agents would take minutes to prove their keys, so it is left to
+show what a kernel and a real process 1 have to be there for. Who works on its tests runs them in namespaces.
 Elsewhere its tests are not collected: they install units by their real names.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.agents import Agents, Imported
 from tests.kernel.vm import INSIDE, SYSTEMD
 from tests.systemd.host import Host
 
@@ -38,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
-    config.addinivalue_line("markers", "machine: is run in the kernel tier's machine too")
+    config.addinivalue_line("markers", "machine: is for the kernel tier's machine")
 
 
 def pytest_report_header() -> str:
@@ -46,6 +48,28 @@ def pytest_report_header() -> str:
     if inside:
         return f"systemd tier: {os.uname().release}"
     return "systemd tier: not here, run sh tests/systemd/boot.sh 400 python -m pytest tests/systemd"
+
+
+_imported: list[Imported] = []
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What tests will ask for begins now, beside the collection."""
+    if inside and not session.config.option.collectonly:
+        _imported.append(Imported())
+
+
+def pytest_sessionfinish() -> None:
+    """A plugin's hook."""
+    while _imported:
+        _imported.pop().close()
+
+
+@pytest.fixture(scope="session")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agents]:
+    """Who starts relayd's commands that aren't services."""
+    with Agents(tmp_path_factory.mktemp("logs"), _imported[-1]) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,9 @@ class Host:
         for place in (sys.prefix, sys.base_prefix, relayd.__file__):
             for directory in Path(place).resolve().parents:
                 directory.chmod(directory.stat().st_mode | 0o055)
-        self.said = sh(str(PROGRAM), "install-service")
+        # Without --program it looks for modules that have no bytecode, which takes seconds under emulation.
+        made = cache_from_source(str(Path(relayd.__file__).with_name("relay") / "server.py"))
+        sh(str(PROGRAM), "install-service", *(("--program", str(PROGRAM)) if Path(made).exists() else ()))
         for unit in ("relayd.service", "relayd-agent@.service"):
             drop_in = Path(f"/etc/systemd/system/{unit}.d/here.conf")
             drop_in.parent.mkdir(parents=True)
@@ -84,6 +89,22 @@ class Host:
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""
         return sh("systemctl", "show", unit, "--property", name, "--value").strip()
+
+    def main_pid(self, unit: str) -> int:
+        """0: there is none."""
+        return int(self.show(unit, "MainPID"))
+
+    def kept(self, unit: str) -> int:
+        """Descriptors in its store."""
+        return int(self.show(unit, "NFileDescriptorStore"))
+
+    def killed(self, unit: str, *, when: Callable[[], bool] = lambda: True) -> None:
+        """SIGKILL, `when` that is true, and the manager has started it anew."""
+        before = self.main_pid(unit)
+        soon(when, "the moment for the kill")
+        os.kill(before, signal.SIGKILL)
+        soon(lambda: self.main_pid(unit) not in (0, before), "the manager starts it anew")
+        soon(lambda: self.show(unit, "ActiveState") == "active", "it is ready")
 
     def journal(self, unit: str) -> str:
         """What a unit said, and what was said of it."""
