@@ -163,9 +163,13 @@ class Notifier:
         if len(self._waiting) >= MAX_WAITING:
             self.counts["lost"] += 1
             return
-        # A duplicate: the caller may close its own before this one's turn has come, and the number may by
-        # then be another's.
-        self._waiting.append(_Waiting(message, os.dup(fd) if fd >= 0 else -1))
+        try:
+            # A duplicate: the caller may close its own before this one's turn has come, and the number may by
+            # then be another's.
+            self._waiting.append(_Waiting(message, os.dup(fd) if fd >= 0 else -1))
+        except OSError as error:  # no descriptors left
+            self._lose(error)
+            return
         self.counts["waited"] += 1
         self._more.set()
 
@@ -187,12 +191,15 @@ class Notifier:
         except OSError as error:
             if error.errno in BUSY:
                 return False
-            self.counts["lost"] += 1
-            if self.counts["lost"] == 1:
-                log.get().warning("manager.lost", reason=error.strerror)
+            self._lose(error)
             return True
         self.counts["sent"] += 1
         return True
+
+    def _lose(self, error: OSError) -> None:
+        self.counts["lost"] += 1
+        if self.counts["lost"] == 1:
+            log.get().warning("manager.lost", reason=error.strerror)
 
     @staticmethod
     def _discard(one: _Waiting) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 import time
@@ -148,6 +149,24 @@ async def test_a_manager_that_does_not_read_is_never_waited_for_and_gets_all_in_
     assert notifier.counts["lost"] == 0
 
 
+def test_out_of_descriptors_what_would_have_to_wait_is_lost_and_no_error(store: Store) -> None:
+    notifier = notifier_of(store)
+    while not notifier.counts["waited"] and notifier.counts["sent"] < 100_000:
+        notifier.status("before")
+    ours, theirs = socket.socketpair()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        notifier.store("@1", theirs.fileno())
+        notifier.remove("@1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (notifier.counts["lost"], notifier.counts["waited"]) == (1, 2)
+    for sock in (ours, theirs):
+        sock.close()
+    notifier.close()
+
+
 def test_settled_when_the_manager_has_seen_it_all_and_not_before(store: Store) -> None:
     notifier = notifier_of(store)
     while not notifier.counts["waited"] and notifier.counts["sent"] < 100_000:
@@ -175,6 +194,7 @@ def test_a_manager_that_went_away_is_counted_and_does_no_harm(store: Store) -> N
 
 SHOW = """
 import os
+import resource
 from relayd.manager.passed import take_passed
 print([(one.name, one.fd, os.get_inheritable(one.fd), os.read(one.fd, 9)) for one in take_passed(os.environ)])
 print([name for name in os.environ if name.startswith("LISTEN_")])
