@@ -40,6 +40,10 @@ MAX_ADDRESSES: Final = 1 << 17
 RECEIVE_BUFFER_BYTES: Final = 4 << 20
 """Some 50 ms of requests at 50,000 a second, as the kernel counts them: while the data plane has its turn."""
 
+MAX_OWN_ADDRESSES: Final = 256
+"""For which something is kept ready: a host may answer at all of a network of 2^64 (ip-route(8), type local),
+and whoever asks chooses at which."""
+
 _PLAIN = struct.pack("!HHI", stun.BINDING_REQUEST, 0, STUN_COOKIE)
 """How a request without any attribute begins."""
 
@@ -204,7 +208,9 @@ class _Socket:
         else:
             value = stun.encode_address(other)
             tail = struct.pack("!HH", stun.OTHER_ADDRESS, len(value)) + value
-        self._tails[local] = tail  # one for each own address that somebody reaches
+        if len(self._tails) >= MAX_OWN_ADDRESSES:
+            self._tails.clear()
+        self._tails[local] = tail
         return tail
 
     def _other_for(self, local: IPv4Address | IPv6Address) -> Endpoint | None:

@@ -15,7 +15,7 @@ from relayd.endpoints import Endpoint
 from relayd.netio.answer_slots import SLOTS
 from relayd.netio.poller import Poller
 from relayd.relay.listeners import pair_udp
-from relayd.relay.stun_server import Pair, StunServer
+from relayd.relay.stun_server import MAX_OWN_ADDRESSES, Pair, StunServer
 from relayd.wire import stun
 
 WAIT_S = 5.0
@@ -213,6 +213,30 @@ async def test_an_answer_leaves_from_the_address_that_was_asked() -> None:
         data, sender = client.recvfrom(100)
         assert sender == to
         assert stun.decode_answer_untrusted(data).mapped == Endpoint.of_socket(client.getsockname())
+
+
+async def test_what_is_kept_for_own_addresses_is_bounded_however_many_are_asked_at() -> None:
+    """All of 127.0.0.0/8 is this host's own."""
+    poller = Poller()
+    one = bound(socket.AF_INET, "0.0.0.0")
+    client = bound(socket.AF_INET, "127.0.0.1")
+    with contextlib.closing(poller), one, client:
+        server = StunServer(poller, [Pair(one)], per_s=10_000)
+        port = one.getsockname()[1]
+        with trio.fail_after(WAIT_S):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(poller.run)
+                for some in range(3 * MAX_OWN_ADDRESSES // SLOTS):
+                    for number in range(SLOTS):
+                        to = (f"127.1.{some}.{number}", port)
+                        client.sendto(stun.encode_request(transaction(number)), to)
+                    answered: set[tuple[str, int]] = set()
+                    while len(answered) < SLOTS:
+                        await trio.lowlevel.wait_readable(client)
+                        answered.add(client.recvfrom(2000)[1])
+                nursery.cancel_scope.cancel()
+        assert len(server._sockets[0]._tails) <= MAX_OWN_ADDRESSES
+        server.close()
 
 
 async def test_ipv4_that_comes_through_an_ipv6_socket_is_told_as_ipv4() -> None:
