@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from relayd.commands.exit_status import INTERRUPTED, STDOUT_CLOSED
-from relayd.errors import RelaydError
+from relayd.errors import RelaydError, leaves
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,18 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell(group: BaseExceptionGroup[RelaydError]) -> int:
     """Each error once, a line each. The exit status is the first one's."""
-    errors = list(_leaves(group))
+    errors = leaves(group)
     for line in dict.fromkeys(f"relayd: {error}" for error in errors):
         print(" ".join(line.splitlines()), file=sys.stderr)
     return errors[0].exit_status
-
-
-def _leaves(group: BaseExceptionGroup[RelaydError]) -> list[RelaydError]:
-    return [
-        leaf
-        for one in group.exceptions
-        for leaf in (_leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
-    ]
 
 
 def _stdout_is_closed() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class RelaydError(Exception):
     """Base of all errors that relayd raises on purpose; its text is meant for a person.
@@ -38,3 +40,15 @@ class HostError(RelaydError):
 
 class RemoteProtocolError(RelaydError):
     """The other side broke the protocol. It ends that one connection, and no other."""
+
+
+Leaf = TypeVar("Leaf", bound=BaseException)
+
+
+def leaves(group: BaseExceptionGroup[Leaf]) -> list[Leaf]:
+    """The exceptions in a group, and in those within it."""
+    return [
+        leaf
+        for one in group.exceptions
+        for leaf in (leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
+    ]

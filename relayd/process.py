@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import trio
 
+from relayd.errors import HostError, leaves
 from relayd.manager.manager import Manager
 from relayd.manager.notifier import Notifier
 from relayd.observe import log
@@ -20,6 +22,10 @@ Config = TypeVar("Config", contravariant=True)
 
 STOP_WITHIN_S = 10.0
 """For stopping in order; less than the 90 s after which systemd kills, and than Kubernetes' 30 s."""
+
+HOST_LACKS_S = 3.0
+"""A manager starts a relay again within 250 ms, for those that are killed. An interface that isn't there yet
+may take hours, and each try costs as much CPU time as a start."""
 
 STATUS_OF = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT, signal.SIGHUP: 128 + signal.SIGHUP}
 """Who sends SIGTERM wants it stopped: success. The others interrupt: 128 and the number, as of shells. SIGHUP
@@ -41,8 +47,10 @@ class _TellsReady:
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
+        self.said = False
 
     def started(self, value: None = None) -> None:
+        self.said = True
         self._notifier.ready()
 
 
@@ -58,16 +66,33 @@ def run_until_signal(
     `again` (which may block, and raises ConfigError) says now; but not when the terminal has gone: then it
     stops. `name` is the noun of its events: `relay.stopped`. Raises ConfigError when the manager's variables
     make no sense.
+
+    Where the host lacks something that a start needs, a process that nobody else starts again says so by
+    HostError; one of a service manager's says it in the log, and ends some seconds later.
     """
     manager = Manager.from_environment(os.environ)
+    ready = _TellsReady(manager.notifier)
+    status = HostError.exit_status
     try:
-        return trio.run(_until_signal, name, job, config, manager, again)
+        status = trio.run(_until_signal, name, job, config, manager, again, ready)
+    except* HostError as group:
+        if ready.said or not manager.notifier.connected:
+            raise group from None
+        reason = "; ".join(dict.fromkeys(map(str, leaves(group))))
+        log.get().error(f"{name}.not_started", reason=reason, again_in_s=HOST_LACKS_S)
+        time.sleep(HOST_LACKS_S)
     finally:
         manager.close()
+    return status
 
 
 async def _until_signal(
-    name: str, job: Job[Config], config: Config, manager: Manager, again: Callable[[], Config] | None
+    name: str,
+    job: Job[Config],
+    config: Config,
+    manager: Manager,
+    again: Callable[[], Config] | None,
+    ready: _TellsReady,
 ) -> int:
     logger = log.get()
     notifier = manager.notifier
@@ -114,7 +139,7 @@ async def _until_signal(
             nursery.start_soon(watch)
             nursery.start_soon(notifier.run)
             with running:
-                await job(config, manager, signals, task_status=_TellsReady(notifier))
+                await job(config, manager, signals, task_status=ready)
             nursery.cancel_scope.cancel()
     logger.info(f"{name}.stopped")
     return status

@@ -17,9 +17,8 @@ from relayd.errors import ConfigError, HostError
 from relayd.join import JoinString
 from relayd.keys import PublicKey
 from relayd.relay.admission import Gate, parse_allow_list, parse_tokens
-from relayd.relay.tls import Tls, load_tls
+from relayd.relay.tls import Tls, TlsFiles, load_tls
 from relayd.secret_file import (
-    RELAY_KEY,
     RELAY_TOKEN,
     new_token,
     read_or_make,
@@ -94,31 +93,30 @@ class Credentials:
     tls: Tls | None
 
 
-def load_credentials(config: RelayConfig, *, make: bool = True) -> Credentials:
-    """Read them; what isn't there yet is made, unless `make` is False. Raises ConfigError and HostError."""
-    key_file = Path(config.state_dir) / RELAY_KEY
-    if not make and not key_file.exists():
-        raise HostError(
-            f"{key_file} is not there: no relay has been started with this state directory (see --state)"
-        )
+def load_credentials(config: RelayConfig) -> Credentials:
+    """Read them; what isn't there yet is made. Raises ConfigError and HostError."""
     files = AdmissionFiles.of(config)
     # The files that an operator wrote are looked at first: nothing is made for a start that fails.
-    gate = files.read(make=make)
+    gate = files.read(make=True)
     return Credentials(RelayIdentity.of(relay_key(Path(config.state_dir))), files, gate, load_tls(config))
 
 
 def join_string(config: RelayConfig, credentials: Credentials, port: int) -> JoinString:
     """What an agent needs to know of this relay, which listens on `port`."""
-    tokens = () if credentials.gate.open else credentials.gate.tokens
+    return joined(config, credentials.identity.public, credentials.gate, port)
+
+
+def joined(config: RelayConfig, key: PublicKey, gate: Gate, port: int) -> JoinString:
+    """Likewise, of a relay with this key and this gate. Of TLS it needs its own certificate at the most."""
+    tokens = () if gate.open else gate.tokens
+    tls = TlsFiles.of(config)
     return JoinString(
         host=config.host or _own_host(config),
         port=port,
-        key=credentials.identity.public,
+        key=key,
         token=tokens[0] if tokens else "",
-        tls=credentials.tls is not None,
-        pin=credentials.tls.files.pin()
-        if credentials.tls is not None and credentials.tls.files.self_signed
-        else None,
+        tls=tls is not None,
+        pin=tls.pin() if tls is not None and tls.self_signed else None,
     )
 
 

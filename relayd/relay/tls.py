@@ -10,6 +10,7 @@ a data plane that polls sockets has sockets to poll. It costs two descriptors an
 from __future__ import annotations
 
 import hashlib
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ class TlsFiles:
             try:
                 path.open("rb").close()
             except OSError as error:
-                raise HostError(f"cannot read {path}: {error.strerror}") from error
+                who = f" (for user {os.geteuid()})" if isinstance(error, PermissionError) else ""
+                raise HostError(f"cannot read {path}: {error.strerror}{who}") from error
         try:
             # Never asks for a passphrase: a relay starts without anybody there.
             context.load_cert_chain(self.certificate, self.key, password=lambda: b"")

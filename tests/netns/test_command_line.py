@@ -140,6 +140,11 @@ UNABLE = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--ambient-
         (["check"], 1, "CAP_NET_ADMIN is missing"),
         (["cleanup", "--dry-run"], 1, "cannot look at /run/relayd/agent-wire_kube.sock: Permission denied"),
         (["stun"], 0, "Nobody was asked"),
+        (
+            ["serve", "--show-join", "--state", "/run/relayd"],
+            3,
+            "cannot look into /run/relayd: Permission denied",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -6,6 +6,7 @@ import socket
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -231,6 +232,10 @@ async def test_join_string_is_printed_at_start_and_again(
         assert join.key == load_credentials(running.config).identity.public
         show_join(running.config)
         assert capfd.readouterr().out.strip() == line
+        # A certificate is the relay's to read, which may be another user.
+        over_tls = msgspec.structs.replace(running.config, tls_cert="/nowhere/a", tls_key="/nowhere/b")
+        show_join(over_tls)
+        assert capfd.readouterr().out.strip() == line.replace("relayd://", "relayds://")
         async with running.connection() as a:
             await a.prove(ALICE, token=join.token, pin=join.key)
 
