@@ -31,7 +31,7 @@ help:
 	@cat <<-'END'
 	make demo    see it work: two nodes, a relay, a killed relay, a killed agent (needs root or sudo)
 	make test    everything that is tested: check, then interop, namespace, kube and kernel tiers
-	make check   lint, types, layers and unit tests: the inner loop, under a minute
+	make check   lint, types, layers and unit tests: the inner loop, a minute or two
 	make install-units   write systemd's units for this tree's relayd (DESTDIR=, ARGS="--dry-run", "--uninstall")
 	make paths   ten thousand runs of the path decisions in a simulated network (ARGS="--runs 100" for fewer)
 	make fuzz    look for inputs that break a parser (SECONDS=60 is for all of them together)
