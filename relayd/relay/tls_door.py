@@ -117,12 +117,14 @@ class TlsDoor:
         Raises OSError when the host has nothing left to make two sockets of."""
         if self._tls is None:  # turned off meanwhile
             return False
+        transport = WatchedStream(arrival.sock, self._poller)
         stream = trio.SSLStream(
-            WatchedStream(arrival.sock, self._poller),
+            transport,
             self._tls.context,
             server_side=True,
             https_compatible=True,
         )
+        transport.watch()
         done = False
         try:
             try:
@@ -135,6 +137,7 @@ class TlsDoor:
             done = True
         finally:
             if not done:
+                transport.unwatch()
                 _forget(stream)
         for sock in (ours, theirs):
             sock.setblocking(False)
@@ -151,8 +154,7 @@ class TlsDoor:
     ) -> None:
         """Both ways until one side ends, or `scope` does."""
         plain = WatchedStream(inner, self._poller)
-        for one in (plain, stream.transport_stream):
-            one.watch()
+        plain.watch()
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
