@@ -78,7 +78,9 @@ class Handover:
         """What the earlier process saved for all connections together."""
         self.in_order = False
         """Whether the earlier process left a state."""
-        self._sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[int, list[socket.socket]] = {}
+        """What was passed, by slot. More than one where the manager never heard that an earlier one was
+        forgotten."""
         self._free: list[int] = []
         self.ledger, state = self._begin(manager)
         self.carried = self._adopt(state)
@@ -111,9 +113,9 @@ class Handover:
             elif one.name == STATE and state_fd < 0:
                 state_fd = one.fd
                 continue
-            elif (slot := _slot_of(one.name)) is not None and slot not in self._sockets:
+            elif (slot := _slot_of(one.name)) is not None:
                 with suppress(OSError):  # no socket, or not open: nothing that could be adopted
-                    self._sockets[slot] = socket.socket(fileno=one.fd)
+                    self._sockets.setdefault(slot, []).append(socket.socket(fileno=one.fd))
                     continue
             with suppress(OSError):
                 os.close(one.fd)
@@ -136,8 +138,9 @@ class Handover:
                     reason=f"the earlier process's ledger is {problem or 'missing'}",
                 )
             self._notifier.remove(LEDGER)
-            for slot, sock in self._sockets.items():
-                self._shut(slot, sock, "unknown_format")
+            for slot, socks in self._sockets.items():
+                for sock in socks:
+                    self._shut(slot, sock, "unknown_format")
             self._sockets.clear()
             if not self.enabled:
                 return Ledger.unshared(self._format), None
@@ -165,7 +168,8 @@ class Handover:
     def _adopt(self, state: _State | None) -> list[Carried]:
         carried = []
         for slot in sorted(self._sockets):
-            sock, entry = self._sockets[slot], self.ledger.read(slot)
+            entry = self.ledger.read(slot)
+            sock = self._only(slot, self._sockets[slot], entry)
             try:
                 problem = self._problem(slot, sock, entry, state)
                 written = bytes_written(sock)
@@ -183,6 +187,23 @@ class Handover:
                 self.ledger.clear(slot)  # the store gave the socket up by itself: it has hung up
         self._sockets.clear()
         return carried
+
+    def _only(self, slot: int, socks: list[socket.socket], entry: Entry | None) -> socket.socket:
+        """Of several in one slot, the one that the ledger means, if any; the others are closed."""
+        if len(socks) == 1:
+            return socks[0]
+        mine = next((sock for sock in socks if entry is not None and _has(sock, entry.cookie)), socks[0])
+        for sock in socks:
+            if sock is mine:
+                continue
+            if entry is not None and _has(sock, entry.cookie):
+                sock.close()  # the same once more, which lives on
+            else:
+                self._shut(slot, sock, "unknown")
+        # A name stands for all that there is of it.
+        self._notifier.remove(name_of(slot))
+        self._notifier.store(name_of(slot), mine.fileno())
+        return mine
 
     def _problem(self, slot: int, sock: socket.socket, entry: Entry | None, state: _State | None) -> str:
         """Why the connection can't live on; "" if it can. Raises OSError: it is broken."""
@@ -276,7 +297,16 @@ def name_of(slot: int) -> str:
 
 
 def _slot_of(name: str) -> int | None:
+    """None: no connection's, as `name_of` would have it."""
     try:
-        return int(name.removeprefix(PREFIX), 16)
+        slot = int(name.removeprefix(PREFIX), 16)
     except ValueError:
         return None
+    return slot if name_of(slot) == name else None
+
+
+def _has(sock: socket.socket, cookie: int) -> bool:
+    try:
+        return cookie_of(sock) == cookie
+    except OSError:
+        return False

@@ -270,6 +270,39 @@ def test_a_socket_under_a_wrong_name_is_closed(service: Service) -> None:
         sock.close()
 
 
+@pytest.mark.parametrize("stale_first", [True, False])
+def test_of_several_under_one_name_the_one_that_the_ledger_means_lives_on(
+    service: Service, stale_first: bool
+) -> None:
+    """As when the manager never heard that the slot's earlier connection had ended."""
+    first = service.process()
+    ours, theirs = service.pair()
+    stale, its_peer = service.pair()
+    if stale_first:
+        service.notifier().store("@1", stale.fileno())
+    assert first.admit(ours, b"who") == 1
+    if not stale_first:
+        service.notifier().store("@1", stale.fileno())
+    service.notifier().store("@1", ours.fileno())
+    service.notifier().store("@01", stale.fileno())  # nobody's name
+    service.end(first)
+    for sock in (ours, stale):
+        sock.close()
+    second = service.process()
+    assert [one.facts for one in second.carried] == [b"who"]
+    assert ended(its_peer)
+    second.ledger.sent[1] = second.carried[0].sock.send(b"on")
+    assert theirs.recv(9) == b"on"
+    assert service.store.names() == ["@1", "@ledger"]
+    service.end(second)
+    third = service.process()
+    assert [one.facts for one in third.carried] == [b"who"]
+    third.carried[0].sock.close()
+    service.end(third)
+    for sock in (theirs, its_peer):
+        sock.close()
+
+
 def test_without_a_manager_nothing_is_kept(service: Service) -> None:
     process = service.running(Handover(Manager.none(), FORMAT))
     ours, theirs = service.pair()
