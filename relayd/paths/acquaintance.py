@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 
@@ -26,7 +26,6 @@ from relayd.wire.sealed_messages import (
     Ping,
     Pong,
     PortPrediction,
-    WireCandidate,
 )
 from relayd.wire.sealed_session import SealedSession
 
@@ -90,6 +89,11 @@ class Local:
         """Whether a peer's mere word may send our Pings there: not to this host, nor to a group."""
         return is_usable(address) and address not in self.own
 
+    def is_like(self, other: Local) -> bool:
+        """Whether all is the same: which candidate is the freshest is news to nobody."""
+        mine, others = frozenset(self.candidates), frozenset(other.candidates)
+        return mine == others and replace(self, candidates=()) == replace(other, candidates=())
+
     @property
     def features(self) -> tuple[str, ...]:
         """What the peer is told that we can do."""
@@ -126,7 +130,8 @@ class Acquaintance:
         """Pings through the relay since one was answered."""
         self._call_at, self._call_wait_s = -inf, CALL_FIRST_S
         self._told_at = -inf
-        self._told: tuple[tuple[WireCandidate, ...], tuple[str, ...]] | None = None
+        self._told: Local | None = None
+        """What the peer was told last."""
 
     # Who is there -------------------------------------------------------------------------------------------
 
@@ -157,8 +162,7 @@ class Acquaintance:
             return []
         if self.talks(now) and self.features is not None:
             self._call_at, self._call_wait_s = inf, CALL_FIRST_S
-            stale = self._told is not None and self._told != (to_wire(local.candidates), local.features)
-            return self.tell(local, Candidates, now) if stale else []
+            return self.tell(local, Candidates, now) if self._is_news(local) else []
         if self._call_at == inf:  # it talked, and doesn't any more
             self._call_at = now + self._call_wait_s
         if now < self._call_at:
@@ -167,6 +171,16 @@ class Acquaintance:
         self._call_wait_s = min(CALL_CAP_S, self._call_wait_s * 2)
         # With nobody's session in it, it is a HINT, which is answered: that is what is wanted.
         return self.tell(local, Candidates, now, yours=b"")
+
+    def _is_news(self, local: Local) -> bool:
+        """Whether the peer was told something else."""
+        told = self._told
+        if told is None or told is local:  # as nearly always: this is asked at each act
+            return False
+        if told.features != local.features or set(to_wire(told.candidates)) != set(to_wire(local.candidates)):
+            return True
+        self._told = local
+        return False
 
     def answer_hint(self, local: Local, now: float, *, new_life: bool) -> list[Message]:
         """The peer doesn't know our session: our list tells it."""
@@ -180,15 +194,14 @@ class Acquaintance:
         """Our candidates, and before them the prediction for a NAT that needs one. `yours`: the session of
         the peer's that they name, unless it is the one heard last."""
         yours = self.session.yours if yours is None else yours
-        self._told_at = now
-        self._told = (to_wire(local.candidates), local.features)
+        self._told_at, self._told = now, local
         out = self.tell_prediction(local, yours)
         list_ = kind(
             generation=self.session.next_generation(),
             session=self.session.own,
             yours=yours,
-            candidates=self._told[0],
-            features=self._told[1],
+            candidates=to_wire(local.candidates),
+            features=local.features,
         )
         return [*out, list_]
 

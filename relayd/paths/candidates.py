@@ -10,7 +10,7 @@ brings asyncio and a DNS library along: they are here.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -74,8 +74,8 @@ class Candidate:
     endpoint: Endpoint
     foundation: str
     priority: int
-    found_at: float = 0.0
-    """Monotonic seconds; the freshest come first."""
+    found_at: float = field(default=0.0, compare=False)
+    """Monotonic seconds; the freshest come first. One that was found again is the same one."""
 
     method: str = ""
     """How it was found out, in a word, for people."""

@@ -311,6 +311,21 @@ async def test_while_it_is_wanted_a_counting_nat_is_looked_at_again(
     assert (last.prediction.first.port, last.prediction.step, moved) == (40778, 1, False)
 
 
+async def test_what_is_found_again_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """Else all peers would be told all addresses twice a minute, since STUN answers a moment later than the
+    kernel, and the freshest come first."""
+    world = World(monkeypatch)
+    await nursery.start(world.made().run)
+    await trio.sleep(1.0)
+    known, _ = world.told[-1]
+    world.told.clear()
+    await trio.sleep(5 * own_addresses.REFRESH_S)
+    assert len(world.told) == 10
+    assert all(local.is_like(known) for local, _ in world.told)
+
+
 async def test_what_others_found_out_is_told_too_and_they_hear_of_a_move(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

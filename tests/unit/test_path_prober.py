@@ -12,15 +12,16 @@ from math import inf
 import trio
 import trio.testing
 
-from relayd.agent.path_prober import PathProber, Proxied
+from relayd.agent.path_prober import AT_ONCE, PathProber, Proxied
 from relayd.endpoints import Endpoint
 from relayd.kernel.wireguard import Interface, Peer
 from relayd.keys import PrivateKey, PublicKey
 from relayd.netio.raw_udp import Address, Datagram
 from relayd.paths.acquaintance import Local
 from relayd.paths.candidates import make
+from relayd.paths.pathfinder import Pathfinder
 from relayd.wire.frames import KEYED_BYTES
-from tests.helpers.identities import ALICE, BOB, MALLORY
+from tests.helpers.identities import ALICE, BOB, MALLORY, drawn
 from tests.helpers.sealing import Draws
 
 HOMES = {"a": Endpoint.parse("192.0.2.1:51820"), "b": Endpoint.parse("192.0.2.2:51820")}
@@ -180,6 +181,66 @@ async def test_a_search_is_called_off_and_taken_up_again(
         side.prober.search(True)
     await trio.sleep(60.0)
     assert (a.endpoint, b.endpoint) == (HOMES["b"], HOMES["a"])
+
+
+async def test_peers_are_told_of_addresses_once_however_often_they_are_found_again(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    a, _ = await together(nursery)
+    await trio.sleep(10.0)
+    addresses = HOMES["a"], Endpoint.parse("192.0.2.77:51820")
+
+    def found(*endpoints: Endpoint) -> Local:
+        now = trio.current_time()
+        candidates = (make("host", one, found_at=now - number) for number, one in enumerate(endpoints))
+        return Local(candidates=tuple(candidates), hold_s=inf)
+
+    a.prober.localize(found(*addresses), moved=False)
+    await trio.sleep(1.0)
+    said = a.prober.counts["by relay"]
+    for _ in range(5):
+        await trio.sleep(1.0)
+        a.prober.localize(found(*addresses), moved=False)
+        await trio.sleep(1.0)
+        a.prober.localize(found(*reversed(addresses)), moved=False)
+    assert a.prober.counts["by relay"] == said
+    a.prober.localize(found(HOMES["a"]), moved=False)
+    await trio.sleep(0.1)
+    assert a.prober.counts["by relay"] > said
+
+
+async def test_a_thousand_peers_that_have_something_to_say_leave_others_their_turn(
+    nursery: trio.Nursery,
+) -> None:
+    side = Side("a", ALICE, BOB.public())
+    side.connected, side.nursery = False, nursery
+    keys = [PrivateKey(drawn(f"peer {number}")).public() for number in range(4 * AT_ONCE)]
+    side.peers = {key: Counted() for key in keys}
+    peers = {key: Peer(key, None, (), None, 0, 0, 0) for key in keys}
+    side.prober.use(side)
+    side.prober.saw(side.interface(peers=peers), trio.current_time())
+    await nursery.start(side.prober.run)
+    in_a_row: list[int] = []
+    act = side.prober._act
+
+    def counted(finder: Pathfinder, now: float) -> None:
+        in_a_row[-1] += 1
+        act(finder, now)
+
+    async def until_all_have_acted() -> None:
+        in_a_row.clear()
+        while sum(in_a_row) < len(keys):
+            in_a_row.append(0)
+            await trio.lowlevel.checkpoint()
+
+    side.prober._act = counted  # type: ignore[method-assign]
+    in_a_row.append(0)
+    side.connected = True
+    await until_all_have_acted()
+    assert max(in_a_row) <= 2 * AT_ONCE  # a turn of ours may come after one of theirs and before the next
+    side.prober.localize(Local(candidates=(make("host", HOMES["a"]),), hold_s=inf), moved=True)
+    await until_all_have_acted()
+    assert max(in_a_row) <= 2 * AT_ONCE  # a turn of ours may come after one of theirs and before the next
 
 
 async def test_a_pair_that_cannot_be_sent_to_fails_and_harms_nobody(

@@ -177,7 +177,7 @@ def test_new_candidates_of_ours_are_told_at_once_and_once() -> None:
     assert lists == []
     told = peer.finder.agent._told
     assert told is not None
-    assert len(told[0]) == 2
+    assert len(told.candidates) == 2
 
 
 def test_packets_that_the_relay_brought_are_not_heard_directly() -> None:
