@@ -83,8 +83,7 @@ class Pathfinder:
         self._local, self._known = local, tuple(known)
         self._view: KernelView | None = None
         self._arrived = False
-        """Whether WireGuard was seen with the direct endpoint that was decided on: only then, when it has
-        another one, did it roam."""
+        """Whether WireGuard was seen with the direct endpoint decided on: only from there it may roam."""
         self._words = Words()
         self._rounds = Rounds()
         self._hurried_until = self._met_at = -inf
@@ -320,7 +319,7 @@ class Pathfinder:
                     self._words.went_to_relay(now)
                     self._rounds.wanted = True
             elif self.selector.ours and self.selector.state is State.RELAY:
-                self._words.stays_on_relay(self._met_at, self.counters.heard_at, now)
+                self._words.stays_on_relay(self._met_at, now)
 
     def _evidence(self, now: float) -> Evidence:
         view = self._view

@@ -11,12 +11,8 @@ from relayd.paths.evidence import PeerWord
 from relayd.wire.sealed_session import SealedSession
 
 MISLED_S = 10.0
-"""A peer that said so long ago that it is direct, and of which nothing has come directly for so long, doesn't
-know: two rounds of checks, so that losses alone don't make it so."""
-
-MISLED_UNHEARD_S = 30.0
-"""Likewise of one whose Pings come directly, which go everywhere, but nothing of WireGuard's: it may send it
-elsewhere. Some rounds more, since such a peer mostly finds the way in the next one."""
+"""A peer that said so long ago that it is direct, and of which nothing has come from there for so long,
+doesn't know: two rounds of checks, so that losses alone don't make it so."""
 
 
 class Words:
@@ -46,14 +42,13 @@ class Words:
         """The path isn't ours to say anything of."""
         self._ours = None
 
-    def stays_on_relay(self, met_at: float, heard_at: float, now: float) -> None:
+    def stays_on_relay(self, met_at: float, now: float) -> None:
         """Checks have come to their end, and we stay there: a peer that takes us for direct is told, as it
-        may be idle, and find out nothing. `met_at`: when anything last came from where it said that
-        it is; `heard_at`: when WireGuard last heard it directly."""
+        may be idle, and find out nothing. `met_at`: when a word of its last came from where it said that it
+        is; its Pings go everywhere. WireGuard's silence says nothing: the tunnel may be idle."""
         if self.peers is None or not self.peers.direct:
             return
-        said_at = self.peers.at
-        if now - max(said_at, met_at) > MISLED_S or now - max(said_at, heard_at) > MISLED_UNHEARD_S:
+        if now - max(self.peers.at, met_at) > MISLED_S:
             self._ours = Announcement(direct=False, next_at=now, sent=REPEATS)
 
     @property
