@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-MAX_HEARD = 256
-"""Pings remembered, so that a recorded one counts once."""
+MAX_HEARD = 64
+"""Pings remembered, so that a recorded one counts once: three seconds' worth of what is taken from a peer, in
+8 KiB. Who has recorded more can send the oldest again, however many are remembered."""
 
 
 class HeardPings:

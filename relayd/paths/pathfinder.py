@@ -173,7 +173,8 @@ class Pathfinder:
         if source is not None:
             method = BIRTHDAY if source.is_loopback() else "its Ping"  # by a carrier, see `birthday`
             pair = self.checklist.meet(source, now, method=method)
-            if self.able:
+            # A path that holds has Pings of ours: to each of the peer's, two more would go, one of full size.
+            if self.able and (source != self.selector.endpoint or not self.direct or self.doubtful(now)):
                 self.checklist.trigger(pair, now)
         return [Send(Pong(ping.txid, source or NOWHERE, ping.body_bytes), source)]
 

@@ -9,6 +9,7 @@ import pytest
 
 from relayd.paths.announcement import Send
 from relayd.paths.keepalive import FIREWALL_HOLD_S
+from relayd.wire.sealed_messages import MIN_BODY_BYTES, Message, Ping
 from tests.helpers.path_nats import NATS, can_punch
 from tests.helpers.path_network import WIREGUARD_PORT, Network, Node
 from tests.helpers.path_scenarios import run
@@ -254,3 +255,24 @@ def test_a_peers_agent_that_is_gone_for_good_is_asked_less_and_less() -> None:
 def test_runs_that_once_broke_an_invariant(seed: int) -> None:
     scenario = run(seed)
     assert not scenario.broken, f"{scenario}: {scenario.broken}"
+
+
+def test_an_idle_path_is_held_with_a_ping_each_way_in_its_time_and_no_more() -> None:
+    network = Network(11, "port_restricted", "full_cone")
+    network.start()
+    network.run(60.0)
+    assert network.both_direct()
+    said: list[Message] = []
+    say = network._say
+
+    def counted(node: Node, send: Send) -> None:
+        if send.to is not None:
+            said.append(send.message)
+        say(node, send)
+
+    network._say = counted  # type: ignore[method-assign]
+    network.run(FIVE_MINUTES_S)
+    pings = [one for one in said if isinstance(one, Ping)]
+    assert len(pings) <= 2 * (FIVE_MINUTES_S / 10.0 + 1)  # a NAT's mapping is held each 10 s, from both ends
+    assert max(one.body_bytes for one in pings) == MIN_BODY_BYTES
+    assert len(said) == 2 * len(pings)
