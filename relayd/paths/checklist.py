@@ -279,8 +279,12 @@ class Checklist:
         return self._probe(pair.remote, now, full=full)
 
     def _probe(self, remote: Endpoint, now: float, *, full: bool) -> Probe:
-        if len(self._outstanding) >= MAX_OUTSTANDING:
-            del self._outstanding[next(iter(self._outstanding))]
+        outstanding = self._outstanding
+        while outstanding and (
+            len(outstanding) >= MAX_OUTSTANDING
+            or now - outstanding[oldest := next(iter(outstanding))][1] > ANSWER_S
+        ):
+            del outstanding[oldest]
         txid = self._draw(TXID_BYTES)
         self._outstanding[txid] = (remote, now, full)
         return Probe(remote, Ping(txid, self.full_body_bytes) if full else Ping(txid))

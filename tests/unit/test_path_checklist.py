@@ -125,6 +125,16 @@ def test_answers_from_elsewhere_late_or_invented_count_nothing() -> None:
     assert made.lost == 3
 
 
+def test_pings_whose_answers_would_be_late_are_forgotten() -> None:
+    """Else 256 are kept for each peer that never answers, 45 KiB."""
+    made = checklist(LAN, PUBLIC)
+    for begins in range(0, 1200, 120):
+        made.start_round(float(begins))
+        pings(made, begins + 100.0, start=float(begins))
+    made.probe(PUBLIC, 1300.0)
+    assert len(made._outstanding) == 1
+
+
 def test_one_answer_counts_once() -> None:
     made = checklist(PUBLIC)
     made.start_round(0.0)
