@@ -1,13 +1,14 @@
 """What happens to two simulated nodes, drawn from a seed, and what must hold whatever happens.
 
-never direct without proof    while something is sent and the relay would answer, a direct path's last
-answered
-                              Ping (or its last received packet) is not older than PROOF_S
-proof when it begins          a full-size Ping was answered on that very pair, within ANSWER_S
+never direct without proof    while something is sent and the relay would answer, a direct pair's last
+                              answered Ping (or its last received packet) is not older than PROOF_S
+proof when it begins          a full-size Ping was answered on that very pair, within ANSWER_S; likewise of a
+                              pair that takes the place of another, unless WireGuard was heard from there
 never against theory          no direct path where NATs, a dead direction or a small MTU forbid one
-never stuck on the relay      once nothing happens any more, a pair that works is in use in the end, at
-both ends no oscillation                at most 2 changes of path in 5 minutes, and 2 more for each
-thing that happened both ends agree               in the end
+never stuck on the relay      once nothing happens any more, a pair that works is in use in the end, at both
+                              ends
+no oscillation                at most 2 changes of path in 5 minutes, and 2 more for each thing that happened
+both ends agree               in the end
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 
+from relayd.endpoints import Endpoint
 from relayd.paths.checklist import ANSWER_S
 from relayd.paths.selector import SILENT_S
 from tests.helpers.path_nats import NATS, SEQUENTIAL, can_punch, may_punch
@@ -81,6 +83,8 @@ class Run:
         """Ways that are cut now."""
         self.happened = 0
         self.direct_since = {"a": inf, "b": inf}
+        self.direct_by: dict[str, Endpoint | None] = {"a": None, "b": None}
+        """On which pair."""
 
     def _impair(self, steady: str) -> None:
         rng, ways = self.rng, self.network.ways
@@ -185,8 +189,15 @@ class Run:
         if path is None:
             return
         if not path.direct:
-            self.direct_since[node.name] = inf
+            self.direct_since[node.name], self.direct_by[node.name] = inf, None
             return
+        before, self.direct_by[node.name] = self.direct_by[node.name], path.selector.endpoint
+        if before not in (None, path.selector.endpoint):
+            self.direct_since[node.name] = now  # of this pair: its last proof may be ANSWER_S old
+            pair = path.checklist.pairs.get(path.selector.endpoint)  # type: ignore[arg-type]
+            proved_at = max(-inf if pair is None else pair.valid_at, path.counters.heard_at)
+            if now - proved_at > ANSWER_S + LOOK_EVERY_S:
+                self._broke(f"{node.name} went to another pair without proof")
         if self.direct_since[node.name] == inf:
             self.direct_since[node.name] = now
             pair = path.checklist.pairs.get(path.selector.endpoint)  # type: ignore[arg-type]
