@@ -84,8 +84,7 @@ class Pathfinder:
         self._view: KernelView | None = None
         self._arrived = False
         """Whether WireGuard was seen with the direct endpoint decided on: only from there it may roam."""
-        self._words = Words()
-        self._rounds = Rounds()
+        self._words, self._rounds = Words(), Rounds()
         self._hurried_until = self._met_at = -inf
         self._renew = False
         self._decided_at = now
@@ -229,6 +228,8 @@ class Pathfinder:
         if isinstance(message, CallMeMaybe) and self.able and now - self.checklist.round_at > ROUND_GAP_S:
             self._rounds.wanted = False
             self._start_checks(now)
+            if self.direct:
+                self._words.called(now)
             return self.agent.tell_prediction(self._local)  # what it heard before is a round old
         return []
 
@@ -358,9 +359,8 @@ class Pathfinder:
         """By our own decision: the peer is called to do the same."""
         self._rounds.begun()
         self._start_checks(now)
-        if not self.agent.connected:
-            return []
-        return [Send(one) for one in self.agent.tell(self._local, CallMeMaybe, now)]
+        told = self.agent.tell(self._local, CallMeMaybe, now) if self.agent.connected else []
+        return [Send(one) for one in told]
 
     def _start_checks(self, now: float) -> None:
         for endpoint in self._known:

@@ -21,10 +21,14 @@ class Words:
     def __init__(self) -> None:
         self.peers: PeerWord | None = None
         """Its last."""
+        self._since = -inf
+        """When it first said that."""
         self._ours: Announcement | None = None
 
     def heard(self, *, direct: bool, remote: Endpoint | None, now: float) -> None:
         """The peer went direct, to us at `remote` as we see it, or to the relay."""
+        if self.peers is None or (self.peers.direct, self.peers.remote) != (direct, remote):
+            self._since = now
         self.peers = PeerWord(direct, remote, now)
         if self._ours is not None and (self._ours.direct is direct or self._ours.sent):
             self._ours = None  # it knows; or it knew, and went on to something else
@@ -38,6 +42,13 @@ class Words:
         told = self.peers is not None and not self.peers.direct
         self._ours = Announcement(direct=False, next_at=now, sent=REPEATS if told else 0)
 
+    def called(self, now: float) -> None:
+        """We are direct, and the peer calls for checks. If it isn't by its own last word, it may not have
+        heard ours: what was said while the relay was away went directly alone, and may be lost."""
+        pending = self._ours is not None and self._ours.next_at < inf
+        if not pending and (self.peers is None or not self.peers.direct):
+            self._ours = Announcement(direct=True, next_at=now, sent=REPEATS)
+
     def left_alone(self) -> None:
         """The path isn't ours to say anything of."""
         self._ours = None
@@ -48,7 +59,7 @@ class Words:
         is; its Pings go everywhere. WireGuard's silence says nothing: the tunnel may be idle."""
         if self.peers is None or not self.peers.direct:
             return
-        if now - max(self.peers.at, met_at) > MISLED_S:
+        if now - max(self._since, met_at) > MISLED_S:
             self._ours = Announcement(direct=False, next_at=now, sent=REPEATS)
 
     @property

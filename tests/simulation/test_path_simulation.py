@@ -9,7 +9,7 @@ import pytest
 
 from relayd.paths.announcement import Send
 from relayd.paths.keepalive import FIREWALL_HOLD_S
-from relayd.wire.sealed_messages import MIN_BODY_BYTES, Message, Ping
+from relayd.wire.sealed_messages import MIN_BODY_BYTES, Message, PathChanged, Ping
 from tests.helpers.path_nats import NATS, can_punch
 from tests.helpers.path_network import WIREGUARD_PORT, Network, Node
 from tests.helpers.path_scenarios import run
@@ -198,6 +198,34 @@ def test_with_the_relay_gone_a_dead_direct_path_is_kept_and_nothing_flaps() -> N
     assert all(len(node.changes) == 1 for node in network.nodes)
 
 
+def test_a_word_that_was_lost_while_the_relay_was_away_is_said_again_when_the_peer_calls() -> None:
+    network = Network(12, "none", "none")
+    for way in network.ways.values():
+        way.cut = True
+    network.start()
+    network.run(30.0)
+    assert network.both_relayed()
+    leader = max(network.nodes, key=lambda node: node.key.public().raw)
+    assert leader.path is not None
+    network.cut_relay(up=False)
+    for way in network.ways.values():
+        way.cut = False
+    say = network._say
+
+    def silenced(node: Node, send: Send) -> None:
+        if not isinstance(send.message, PathChanged):
+            say(node, send)
+
+    network._say = silenced  # type: ignore[method-assign]
+    network.run(120.0)
+    assert leader.path.direct, "by Pings alone"
+    assert not network.both_direct()
+    network._say = say  # type: ignore[method-assign]
+    network.cut_relay(up=True)
+    network.run(15.0)
+    assert network.both_direct()
+
+
 def test_a_path_too_small_for_full_packets_is_not_taken() -> None:
     network = Network(2, "none", "none")
     for way in network.ways.values():
@@ -249,6 +277,7 @@ def test_a_peers_agent_that_is_gone_for_good_is_asked_less_and_less() -> None:
         300194,  # one end pinged from a path that the other one had left, and was taken for there
         301454,
         203687,  # one end, which lost two rounds of Pings by chance, told the other one to leave
+        713680,  # what one end said while the relay was away was lost, and it never said it again
         52682,  # WireGuard kept an endpoint that nobody told of any more, so nobody checked it
     ],
 )
