@@ -62,7 +62,9 @@ class Nat:
         if self.kind == SEQUENTIAL:
             self._next_port += 1
             return self._next_port
-        return self._rng.randrange(20000, 60000)
+        while (port := self._rng.randrange(20000, 60000)) in self._ports.values():
+            pass  # drawn twice, a symmetric one would be none, once in 40,000 times
+        return port
 
     def lets_in(self, source: Endpoint, to: Endpoint, now: float) -> int | None:
         """The inner port that a packet from outside gets to; None: it doesn't."""
