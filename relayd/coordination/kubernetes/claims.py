@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_network
+from ipaddress import IPv6Address
 
 from relayd.config.net_values import public_key
 from relayd.config.values import WrongError
@@ -144,10 +144,7 @@ def networks(texts: Iterable[str], where: str, problems: list[str]) -> list[Netw
     found: list[Network] = []
     for text in texts:
         try:
-            network = ip_network(text, strict=False)
-            if "%" in text:
-                raise ValueError(f"{text!r} has a zone, which means something on its own host alone")
-            found.append(network)
+            found.append(addresses.network_of(text))
         except ValueError as error:
             problems.append(f"{where}: {error}")
     return found

@@ -113,19 +113,22 @@ def internal_addresses(node: resources.Node | None) -> list[Address]:
 
 def own_allowed_ips(view: View, name: str) -> tuple[str, ...]:
     """Those of this node's allowed IPs that its agent adds. Raises ValueError."""
-    if view.mesh is None:
-        return ()
-    spec, networks = view.mesh.spec, list[Network]()
     address = own_address(view, name)
-    if address is not None:
-        networks.append(ip_network(address))
+    networks = [] if address is None else [ip_network(address)]
+    return tuple(dict.fromkeys(map(str, (*networks, *_besides_address(view)))))
+
+
+def _besides_address(view: View) -> list[Network]:
+    if view.mesh is None:
+        return []
+    spec, networks = view.mesh.spec, list[Network]()
     auto = spec.autoAllowedIPs
     if auto is not None and (auto.includeNodeInternalIP or auto.strategy == "node-internal-ip"):
         networks += [ip_network(one) for one in internal_addresses(view.node)]
     if spec.podCIDRRouting is not None and spec.podCIDRRouting.enabled and view.node is not None:
         pods = view.node.spec
         networks += [ip_network(one) for one in pods.podCIDRs or (pods.podCIDR,) if one]
-    return tuple(dict.fromkeys(map(str, networks)))
+    return networks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +260,7 @@ def _peers(
     added = mine.spec.allowedIPs if mine is not None else ()
     own_networks = [
         *(ip_network(one.ip) for one in interface.addresses),
-        *map(ip_network, own_allowed_ips(view, own.name)),
+        *_besides_address(view),
         *(
             one
             for one in claims.networks(added, f"WireKubePeer {own.name}: allowedIPs", problems)
@@ -267,7 +270,7 @@ def _peers(
     ]
     claimed = claims.Claims(view.peers, own.name, own.private_key.public(), own_networks, overlay, problems)
     peers, names = claimed.peers()
-    for key, peer in peers.items():
+    for key, peer in peers.items() if excluded else ():
         unrouted = tuple(one for one in peer.allowed_ips if _is_excluded(one, excluded, overlay))
         peers[key] = replace(peer, unrouted=unrouted)
     return peers, names
