@@ -20,7 +20,12 @@ from relayd.coordination.kubernetes.client import Access, ApiClient
 from relayd.coordination.kubernetes.memory import ClusterMemory
 from relayd.coordination.kubernetes.notebook import WRITE_EVERY_S, Notebook
 from relayd.coordination.kubernetes.own_peer import Identity
-from relayd.coordination.kubernetes.source import CORRECT_EVERY_S, KubernetesSource
+from relayd.coordination.kubernetes.source import (
+    CORRECT_EVERY_S,
+    LOOKS_AT_ONCE,
+    LOOKS_PER_S,
+    KubernetesSource,
+)
 from relayd.errors import HostError
 from relayd.join import JoinString
 from tests.helpers.running_relay import SOON_S
@@ -183,6 +188,30 @@ async def test_a_write_that_takes_its_time_holds_up_no_news(
             await trio.testing.wait_all_tasks_blocked(0.1)
         await server.tell.send(msgspec.json.encode({"type": "DELETED", "object": _plain(gone)}))
         assert (await source.changed(seen)).peers == ()
+
+
+async def test_a_peer_that_changes_all_the_time_is_looked_at_now_and_then(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    own = peer("a", 0, allowedIPs=["10.100.0.1/32"])
+    server = Server(own)
+    server.answers = [msgspec.json.encode(_plain(own))]
+    source = source_of(server)
+    await nursery.start(source.run)
+    with trio.fail_after(SOON_S):
+        await source.snapshot()
+    looks, before = 0, source.meaning
+    for number in range(600):
+        flapping = peer("b", 1, allowedIPs=["10.100.0.2/32"], endpoint=f"192.0.2.1:{number + 1}")
+        await server.tell.send(msgspec.json.encode({"type": "MODIFIED", "object": _plain(flapping)}))
+        await trio.sleep(0.1)
+        looks, before = looks + (source.meaning is not before), source.meaning
+    assert 60 * LOOKS_PER_S <= looks <= LOOKS_AT_ONCE + 60 * LOOKS_PER_S + 1
+    await trio.sleep(1)
+    assert source.meaning is not None
+    assert [str(one.endpoint) for one in source.meaning.mesh.peers] == ["192.0.2.1:600"], (
+        "the last one counts"
+    )
 
 
 async def test_a_correction_that_is_refused_is_told_until_it_is_taken(

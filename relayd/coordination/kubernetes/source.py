@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import msgspec
@@ -38,12 +39,16 @@ from relayd.coordination.kubernetes.notebook import Notebook, Remember
 from relayd.coordination.kubernetes.own_peer import Identity, Own
 from relayd.coordination.model import Mesh
 from relayd.observe import log
+from relayd.token_bucket import TokenBucket
 
 GRACE_S = 5.0
 """For the API server at a start; then what was remembered takes its place."""
 
 SETTLE_S = 0.05
 """After a change, for those that come with it: a thousand peers that join are one change of the mesh."""
+
+LOOKS_PER_S, LOOKS_AT_ONCE = 2.0, 20.0
+"""Each takes 40 ms of CPU among a thousand peers: one that changes all the time mustn't have all of it."""
 
 CORRECT_EVERY_S = 10.0
 """Between two corrections of the node's own resource."""
@@ -72,7 +77,7 @@ class KubernetesSource:
             remembered = None
         self._client, self._own, self._grace_s = client, own, grace_s
         self._notebook = Notebook(remembered or ClusterMemory(node_name=own.name), remember)
-        self._news, self._meant = trio.Event(), trio.Event()
+        self._news, self._meant, self._uncorrected = trio.Event(), trio.Event(), trio.Event()
         self._log = log.get(node=own.name)
 
         def follower(path: str, kind: type[Any], only: str = "") -> Follower[Any]:
@@ -81,17 +86,14 @@ class KubernetesSource:
         self.meshes: Follower[resources.Mesh] = follower(resources.MESHES, resources.Mesh)
         self.peers: Follower[resources.Peer] = follower(resources.PEERS, resources.Peer)
         self.node: Follower[resources.Node] = follower(resources.NODES, resources.Node, own.name)
-        self._is_stale = False
+        self._is_stale, self._correct_at = False, 0.0
         self._meaning: Meaning | None = None
-        self._correct_at = 0.0
         self._server_url = ""
         if self._memory.mesh is not None:
             self._use_server(self._memory.mesh)
         self.problem = ""
         """Why there is no mesh, or an old one; empty: it is the cluster's."""
-        self._own_problem = ""
-        """Why the node's own resource isn't as it should be."""
-        self._uncorrected = trio.Event()
+        self._own_problem = ""  # why the node's own resource isn't as it should be
         self.endpoint_method = ""
         """How the endpoint in the resource is known, as far as this agent knows."""
         self.discovered = Discovered()
@@ -181,13 +183,13 @@ class KubernetesSource:
             nursery.start_soon(self._use_memory_after_grace)
             nursery.start_soon(self._keep_correct)
             task_status.started()
+            looks = TokenBucket(LOOKS_PER_S, LOOKS_AT_ONCE, trio.current_time())
             while True:
                 await self._look()
-                with trio.move_on_at(
-                    self._correct_at if self._correct_at > trio.current_time() else float("inf")
-                ):
+                again_at = self._correct_at if self._correct_at > trio.current_time() else inf
+                with trio.move_on_at(again_at):
                     await self._news.wait()
-                await trio.sleep(SETTLE_S)
+                await trio.sleep(max(SETTLE_S, looks.take(1.0, trio.current_time())))
                 self._news = trio.Event()
 
     def _wake(self) -> None:
