@@ -11,7 +11,7 @@ each time. However many connections do that, one of them has a turn in a batch, 
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Turns:
         """`round_bytes`: what is read of a connection at once, as long as not much is kept back."""
         self._plane = plane
         self._round_bytes = round_bytes
-        self._waiting: deque[Connection] = deque()
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._kept_bytes = 0
         self._rung = False
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -39,7 +39,7 @@ class Turns:
 
     def behind(self, connection: Connection) -> None:
         """It has kept something back, and isn't read until that has been dealt with. It isn't paused."""
-        self._waiting.append(connection)
+        self._waiting[connection] = None
         if not self._rung:
             self._rung = True
             os.eventfd_write(self._fd, 1)
@@ -73,7 +73,7 @@ class Turns:
         os.close(self._fd)
 
     def _on_ring(self, _mask: int) -> None:
-        connection = self._waiting.popleft()
+        connection, _ = self._waiting.popitem(last=False)
         if connection in self._plane.connections and not connection.paused:
             self._plane.poller.nudge(connection.sock.fileno())
         if not self._waiting:

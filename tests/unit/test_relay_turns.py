@@ -109,6 +109,25 @@ async def test_of_many_that_do_so_one_has_a_turn_at_a_time(rig: Rig) -> None:
     assert max(later - before for before, later in pairwise(batches)) == TURN_RUNS
 
 
+async def test_who_is_paused_has_no_turn_and_one_place_afterwards(rig: Rig) -> None:
+    """A limit on what its key may send: it pauses while it waits for its turn, and is read again before that
+    comes."""
+    greedy, connection = rig.agent(A)
+    other, second = rig.agent(B)
+    for agent, one in ((greedy, connection), (other, second)):
+        agent.send(TINY * 4 * TURN_RUNS)
+        one.on_event(1)
+    connection.paused = True
+    rig.plane.turns._on_ring(1)
+    assert rig.handled == [A] * TURN_RUNS + [B] * TURN_RUNS
+    connection.paused = False
+    for _ in range(2):
+        rig.plane.turns.behind(connection)
+    for _ in range(3):
+        rig.plane.turns._on_ring(1)
+    assert rig.handled[2 * TURN_RUNS :] == [B] * TURN_RUNS + [A] * TURN_RUNS + [B] * TURN_RUNS
+
+
 async def test_what_is_behind_goes_on_in_order_and_to_the_end(rig: Rig) -> None:
     greedy, connection = rig.agent(A)
     other, _ = rig.agent(B)
