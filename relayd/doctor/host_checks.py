@@ -134,10 +134,13 @@ def ports(facts: HostFacts) -> Iterator[Finding]:
         yield Finding("ports", "ok", f"{facts.interface} has UDP port {seen.listen_port}")
     else:
         port = seen.listen_port or facts.listen_port
+        holder = _holder(facts, port)
         setting = "listen_port in [interface]"
-        yield _port(
-            port, "WireGuard", _holder(facts, port), f"{facts.interface} can't be brought up", setting
-        )
+        if holder is not None and seen.link_kind is not None and facts.interface in holder.command.split():
+            # A userspace WireGuard keeps its port while its interface is down.
+            yield Finding("ports", "ok", f"{facts.interface}'s own process has UDP port {port}")
+        else:
+            yield _port(port, "WireGuard", holder, f"{facts.interface} can't be brought up", setting)
     holder = _holder(facts, facts.proxy_port)
     setting = "proxy_port in [agent]"
     if holder is not None and facts.agent_runs and (holder.pid is None or _is_agent(holder)):

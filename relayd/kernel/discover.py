@@ -28,11 +28,13 @@ async def wireguard_names() -> list[str]:
 
 
 async def usual_interface() -> str:
-    """What is meant by who names none: the one that an agent of this host runs for, the one that an agent
-    would make, the only one there is; the first of these that is not several, or `wire_kube`."""
+    """What is meant by who names none: the one that an agent of this host runs for, there or gone; the one
+    that an agent would make; the only one. Of these the first that is not several, or `wire_kube`."""
     names = await wireguard_names()
+    with_agents = _with_agents()
     for found in (
-        [name for name in names if _has_agent(name)],
+        with_agents,
+        [name for name in names if name in with_agents],
         [name for name in names if name == marks.DEFAULT_INTERFACE],
         names,
     ):
@@ -41,8 +43,11 @@ async def usual_interface() -> str:
     return marks.DEFAULT_INTERFACE
 
 
-def _has_agent(name: str) -> bool:
+def _with_agents() -> list[str]:
+    """The interfaces of those that have a control socket at the usual place."""
+    before, after = agent_control("*").split("*")
     try:
-        return Path(agent_control(name)).is_socket()
+        found = [path for path in Path(before).parent.glob(Path(agent_control("*")).name) if path.is_socket()]
     except PermissionError:  # the directory is root's
-        return False
+        return []
+    return [str(path).removeprefix(before).removesuffix(after) for path in found]

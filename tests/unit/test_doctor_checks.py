@@ -158,6 +158,9 @@ def test_a_taken_port_is_a_fault_while_the_interface_is_down() -> None:
     down = replace(SET_UP.wireguard, is_up=False)
     facts = replace(SET_UP, wireguard=down, ports=(PortHolder(51820, "0.0.0.0", 9, "nc", "nc"),))
     assert of("ports", facts)[0].level == "error"
+    own = PortHolder(51820, "0.0.0.0", 9, "wireguard-go", f"wireguard-go -f {facts.interface}")
+    kept = of("ports", replace(facts, wireguard=replace(down, link_kind="tun"), ports=(own,)))[0]
+    assert (kept.level, kept.command) == ("ok", ""), "to kill it would end the tunnel"
 
 
 def test_another_agents_proxy_port_is_a_warning() -> None:
