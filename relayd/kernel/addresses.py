@@ -3,12 +3,12 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from relayd.kernel import rtnl
+from relayd.kernel import routing, rtnl
 from relayd.kernel.pyroute import AsyncIPRoute
 
 Address = IPv4Address | IPv6Address
@@ -17,7 +17,6 @@ _IFF_UP = 1  # linux/if.h
 _IFA_F_TENTATIVE, _IFA_F_DEPRECATED, _IFA_F_DADFAILED = 0x40, 0x20, 0x08  # linux/if_addr.h
 _IFA_F_TEMPORARY = 0x01
 _UNUSABLE = _IFA_F_TENTATIVE | _IFA_F_DEPRECATED | _IFA_F_DADFAILED
-_MAIN_TABLE = 254  # linux/rtnetlink.h
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,32 +42,25 @@ async def host_addresses() -> list[HostAddress]:
         async with AsyncIPRoute() as kernel:
             links = [message async for message in await kernel.link("dump")]
             found = [message async for message in await kernel.addr("dump")]
-            routes = [
-                message
-                for family in (2, 10)
-                async for message in await kernel.route("dump", family=family, table=_MAIN_TABLE)
-            ]
-        return _joined(links, found, routes)
+        return _joined(links, found, ways_out)
 
+    ways_out = {
+        device
+        for version in (4, 6)
+        for route in await routing.default_routes(version)
+        for device in route.devices
+    }
     return await rtnl.call("list this host's addresses", look)
 
 
 async def default_gateways() -> list[IPv4Address]:
     """The IPv4 gateways of the main table's default routes, the preferred one first. Raises HostError."""
-
-    async def look() -> list[IPv4Address]:
-        async with AsyncIPRoute() as kernel:
-            routes = [message async for message in await kernel.route("dump", family=2, table=_MAIN_TABLE)]
-        ways = [route for route in routes if route["dst_len"] == 0 and route.get("RTA_GATEWAY")]
-        ways.sort(key=lambda route: route.get("RTA_PRIORITY") or 0)
-        return [IPv4Address(route.get("RTA_GATEWAY")) for route in ways]
-
-    return await rtnl.call("list the default routes", look)
+    ways = sorted(await routing.default_routes(4), key=lambda route: route.metric)
+    return [route.gateway for route in ways if isinstance(route.gateway, IPv4Address)]
 
 
-def _joined(links: Sequence[Any], found: Sequence[Any], routes: Sequence[Any]) -> list[HostAddress]:
+def _joined(links: Sequence[Any], found: Sequence[Any], ways_out: Collection[int]) -> list[HostAddress]:
     up = {link["index"]: link for link in links if link["flags"] & _IFF_UP}
-    ways_out = {route.get("RTA_OIF") for route in routes if route["dst_len"] == 0}
     addresses = []
     for message in found:
         link = up.get(message["index"])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
 
 import trio
 
@@ -22,6 +23,9 @@ Address = IPv4Address | IPv6Address
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 """struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags."""
+
+_NEXT_HOP = struct.Struct("=HBBi")
+"""struct rtnexthop: its length with its attributes, flags, weight, interface."""
 
 _U32 = struct.Struct("=I")
 _NEW, _DELETE, _GET = 24, 25, 26
@@ -57,6 +61,22 @@ class KernelRoute:
     metric: int
     plain: bool
     """Whether it leads straight to a device: no gateway, not "unreachable"."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """A way out of this host's networks."""
+
+    devices: tuple[int, ...]
+    """The interfaces' indices: several, where it has several ways."""
+
+    gateway: Address | None
+    """None: it has none, or several."""
+
+    metric: int
+
+
+_Route = TypeVar("_Route", KernelRoute, DefaultRoute)
 
 
 # Values and bytes ------------------------------------------------------------------------------------------
@@ -113,6 +133,30 @@ def route_of(body: bytes) -> KernelRoute | None:
     return KernelRoute(network((destination, bits)), device, source, metric, plain)
 
 
+def default_of(body: bytes) -> DefaultRoute | None:
+    """What an RTM_NEWROUTE says, if it is a default route that leads somewhere. Raises ValueError,
+    struct.error."""
+    family, bits, _, _, _, _, _, kind, _ = _RTMSG.unpack_from(body)
+    if bits or kind != _UNICAST or family not in _FAMILY.values():
+        return None  # of a million routes nearly all: nothing else of them is looked at
+    make = IPv4Address if family == socket.AF_INET else IPv6Address
+    devices: list[int] = []
+    gateway, metric = None, 0
+    for name, start, end in attributes_of(body, _RTMSG.size, len(body)):
+        if name == _OIF:
+            devices += _U32.unpack_from(body, start)
+        elif name == _GATEWAY:
+            gateway = make(body[start:end])
+        elif name == _PRIORITY:
+            (metric,) = _U32.unpack_from(body, start)
+        elif name == _MULTIPATH:
+            while start + _NEXT_HOP.size <= end:
+                length, _, _, device = _NEXT_HOP.unpack_from(body, start)
+                devices.append(device)
+                start += max(_NEXT_HOP.size, length + 3 & ~3)
+    return DefaultRoute(tuple(devices), gateway, metric)
+
+
 # Exchanges -------------------------------------------------------------------------------------------------
 
 
@@ -123,23 +167,33 @@ async def read_table(version: int, table: int) -> list[KernelRoute]:
     for _ in range(READ_ATTEMPTS):
         found.clear()
         try:
-            with _socket() as sock:
-                request = _RTMSG.pack(_FAMILY[version], *[0] * 8) + attribute(_TABLE, _U32.pack(table))
-                await sock.send(nlmsg.message(_GET, nlmsg.REQUEST | nlmsg.DUMP, 1, request))
-                await _take_dump(sock, found)
+            (await _dump(version, table, route_of, found)).check()
         except InterruptedDumpError:
             continue
         break
     return found
 
 
-async def _take_dump(sock: trio.socket.SocketType, found: list[KernelRoute]) -> None:
+async def read_defaults(version: int, table: int) -> list[DefaultRoute]:
+    """The default routes alone; likewise. One that comes or goes meanwhile is news of its own."""
+    found: list[DefaultRoute] = []
+    await _dump(version, table, default_of, found)
+    return found
+
+
+async def _dump(
+    version: int, table: int, of: Callable[[bytes], _Route | None], found: list[_Route]
+) -> nlmsg.Dump:
+    """What `of` makes of the table's routes goes into `found`."""
     answer = nlmsg.Dump(1)
-    while not answer.done:
-        for kind, body in answer.take(await sock.recv(nlmsg.BUFFER_BYTES)):
-            if kind == _NEW and (route := route_of(body)) is not None:
-                found.append(route)
-    answer.check()
+    with _socket() as sock:
+        request = _RTMSG.pack(_FAMILY[version], *[0] * 8) + attribute(_TABLE, _U32.pack(table))
+        await sock.send(nlmsg.message(_GET, nlmsg.REQUEST | nlmsg.DUMP, 1, request))
+        while not answer.done:
+            for kind, body in answer.take(await sock.recv(nlmsg.BUFFER_BYTES)):
+                if kind == _NEW and (route := of(body)) is not None:
+                    found.append(route)
+    return answer
 
 
 async def carry_out(requests: Sequence[bytes]) -> list[int]:

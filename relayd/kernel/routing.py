@@ -25,7 +25,7 @@ from relayd.kernel import hints, route_messages, rtnl
 from relayd.kernel.device import Network
 from relayd.kernel.nlmsg import KernelError
 from relayd.kernel.pyroute import AsyncIPRoute, NetlinkError
-from relayd.kernel.route_messages import KernelRoute
+from relayd.kernel.route_messages import DefaultRoute, KernelRoute
 
 Address = IPv4Address | IPv6Address
 
@@ -312,6 +312,18 @@ async def _read_routes(version: int) -> list[KernelRoute]:
                 return []
             raise
     raise hints.no_answer("read routes", "the kernel", rtnl.DEADLINE_S)
+
+
+async def default_routes(version: int) -> list[DefaultRoute]:
+    """Those of the main table, of one IP version: some, of maybe a million others. Raises HostError."""
+    with _talking("read the default routes"):
+        try:
+            return await route_messages.read_defaults(version, MAIN)
+        except KernelError as error:
+            if error.code in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # no IPv6 here
+                return []
+            raise
+    raise hints.no_answer("read the default routes", "the kernel", rtnl.DEADLINE_S)
 
 
 async def _write_routes(changes: RoutingChanges) -> None:

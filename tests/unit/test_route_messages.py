@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.kernel.nlmsg import attribute, split
-from relayd.kernel.route_messages import KernelRoute, put, remove, route_of
+from relayd.kernel.route_messages import DefaultRoute, KernelRoute, default_of, put, remove, route_of
 
 TABLE = 22347
 V4 = KernelRoute(ip_network("10.100.0.2/32"), 7, ip_address("10.100.0.1"), 0, plain=True)
@@ -66,9 +68,36 @@ def test_an_unreachable_one_is_not_plain_and_another_family_is_none() -> None:
     assert route_of(bytes(unreachable)) is None
 
 
+def test_a_default_route_is_told_with_its_interface_gateway_and_metric() -> None:
+    gateway = attribute(5, ip_address("192.0.2.1").packed)
+    assert default_of(body(put(DEFAULT, TABLE, 1))) == DefaultRoute((7,), None, 0)
+    found = default_of(body(put(replace(DEFAULT, metric=100), TABLE, 1)) + gateway)
+    assert found == DefaultRoute((7,), ip_address("192.0.2.1"), 100)
+    for other in (V4, V6):
+        assert default_of(body(put(other, TABLE, 1))) is None
+
+
+def test_a_default_route_of_several_ways_leads_out_by_each() -> None:
+    hop = struct.Struct("=HBBi")
+    hops = b"".join(
+        hop.pack(hop.size + 8, 0, 0, device) + attribute(5, ip_address(f"192.0.2.{device}").packed)
+        for device in (3, 4)
+    )
+    plain = body(put(DEFAULT, TABLE, 1))
+    without_device = plain.replace(attribute(4, struct.pack("=I", 7)), b"")
+    assert default_of(without_device + attribute(9, hops)) == DefaultRoute((3, 4), None, 0)
+    endless = hop.pack(0, 0, 0, 3) + hop.pack(0, 0, 0, 4)
+    assert default_of(without_device + attribute(9, endless)) == DefaultRoute((3, 4), None, 0)
+
+
+def test_an_unreachable_default_route_leads_nowhere() -> None:
+    unreachable = bytearray(body(put(DEFAULT, TABLE, 1)))
+    unreachable[7] = 7
+    assert default_of(bytes(unreachable)) is None
+
+
 @given(st.binary(max_size=64))
 def test_noise_is_an_error_or_a_route(noise: bytes) -> None:
-    try:
-        route_of(noise)
-    except (ValueError, struct.error):
-        return
+    for read in (route_of, default_of):
+        with suppress(ValueError, struct.error):
+            read(noise)
