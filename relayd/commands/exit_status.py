@@ -14,7 +14,7 @@ MEANINGS = {
     0: "Done. Of serve and agent: stopped by SIGTERM. Of check: there is no error. Of cleanup: nothing "
     "is left.",
     RelaydError.exit_status: "Failed. Of check: there is an error. Of cleanup: something is left. Of status: "
-    "nothing answers.",
+    "nothing answers. Of stun: no server answered.",
     ConfigError.exit_status: "A flag, a variable or the configuration is wrong; nothing on the host was "
     "changed.",
     HostError.exit_status: "The host lacks something: a capability, a module, an interface. The message says "

@@ -48,8 +48,18 @@ class Reading:
     ) -> Reading:
         """With the file at `path`, or the one that RELAYD_CONFIG names, or none. Raises ConfigError: a file
         that can't be read, or isn't TOML, can't be looked at any further."""
-        chosen = environ.get(f"{ENV_PREFIX}CONFIG") or None if path is None else path
-        return cls(Document() if chosen is None else read_document(chosen), flags, environ)
+        if path is not None:
+            return cls(read_document(path), flags, environ)
+        variable = f"{ENV_PREFIX}CONFIG"
+        chosen = environ.get(variable)
+        if not chosen:
+            return cls(Document(), flags, environ)
+        try:
+            return cls(read_document(chosen), flags, environ)
+        except ConfigError as error:
+            if error.line is not None:
+                raise
+            raise ConfigError(error.problem, source=f"{variable}: {error.source}", hint=error.hint) from error
 
     @contextmanager
     def noting(self) -> Iterator[None]:

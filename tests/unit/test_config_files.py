@@ -46,6 +46,13 @@ def test_a_file_that_is_missing_is_named() -> None:
         load_relay("/nonexistent/relayd.toml", {}, environ={})
 
 
+def test_a_file_that_a_variable_names_is_missing_by_that_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^RELAYD_CONFIG: /nowhere/relay\.toml: cannot read it: No such file"
+    ):
+        load_relay(None, {}, environ={"RELAYD_CONFIG": "/nowhere/relay.toml"})
+
+
 def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read it: Is a directory"):
         load_relay(tmp_path, {}, environ={})
