@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from ipaddress import IPv4Address
 
 from relayd.endpoints import Endpoint
 from relayd.netio.poller import Poller
 from relayd.observe import log
+from relayd.relay.rates import BucketOf
 from relayd.token_bucket import TokenBucket
 from relayd.wire.frames import NAT_PROBE_DATAGRAM, NAT_VERIFY_DATAGRAM, NatProbe
 
 PROBES_PER_S = 100.0
 PROBE_BURST = 16.0
+
+PROBES_PER_S_HERE, PROBE_BURST_HERE = 5.0, 8.0
+"""Of these to one address: an agent asks a few times an hour, and one that asks all the time leaves the
+others theirs."""
 
 
 class NatProber:
@@ -28,6 +34,7 @@ class NatProber:
         self._poller = poller
         self._sockets = sockets
         self._bucket = TokenBucket(rate_per_s=PROBES_PER_S, burst=PROBE_BURST)
+        self._bucket_of: BucketOf[IPv4Address] = BucketOf(PROBES_PER_S_HERE, PROBE_BURST_HERE)
         self.counts: Counter[str] = Counter()
         """Probes sent, and those refused by reason."""
 
@@ -36,7 +43,11 @@ class NatProber:
         if request.address != requester.address or not request.port:
             self.counts["refused_not_requester"] += 1
             return
-        if not self._bucket.try_take(1.0, self._poller.now):
+        now = self._poller.now
+        if not self._bucket_of.of(request.address, now).try_take(1.0, now):
+            self.counts["refused_rate"] += 1
+            return
+        if not self._bucket.try_take(1.0, now):
             self.counts["refused_rate"] += 1
             return
         bound = next((sock for sock in self._sockets if sock.family == socket.AF_INET), None)

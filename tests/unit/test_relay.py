@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -11,11 +12,15 @@ import pytest
 import trio
 
 from relayd.config import RelayConfig
+from relayd.endpoints import Endpoint
 from relayd.errors import HostError
 from relayd.keys import PublicKey
+from relayd.netio.poller import Poller
 from relayd.relay import contest
 from relayd.relay.server import serve
+from relayd.relay.udp import NatProber
 from relayd.wire import frames
+from relayd.wire.frames import NatProbe
 from relayd.wire.identity import REPLACED
 from tests.helpers.running_relay import relay
 
@@ -242,6 +247,18 @@ async def test_g16_nat_probes_are_rate_limited(tmp_path: Path) -> None:
             counted = (await running.status())["nat_probes"]
             assert counted["sent"] < 200  # type: ignore[index]
             assert counted["sent"] + counted["refused_rate"] == 1000  # type: ignore[index]
+
+
+def test_g16_who_asks_for_probes_all_the_time_leaves_the_others_theirs() -> None:
+    poller = Poller()  # whose clock stands still
+    with closing(poller), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        prober = NatProber(poller, [sock])
+        for address, times in (("127.0.0.1", 1000), ("127.0.0.2", 1)):
+            sent = prober.counts["sent"]
+            for _ in range(times):
+                prober.probe(NatProbe(IPv4Address(address), 9), Endpoint.parse(f"{address}:1"))
+            assert prober.counts["sent"] > sent
 
 
 async def test_taken_address_is_an_error_that_says_so(tmp_path: Path) -> None:
