@@ -38,7 +38,10 @@ class Turns:
         plane.poller.add(self._fd, self._on_ring)
 
     def behind(self, connection: Connection) -> None:
-        """It has kept something back, and isn't read until that has been dealt with. It isn't paused."""
+        """It has kept something back, and isn't read until that has been dealt with. It isn't paused.
+        Harmless for one that one of its own frames has just ended."""
+        if connection not in self._plane.connections:
+            return
         self._waiting[connection] = None
         if not self._rung:
             self._rung = True

@@ -40,6 +40,10 @@ TINY = frames.encode(0x77)
 """Of a type that nobody knows."""
 
 
+ENDS = 0x78
+"""A type that ends its connection, as a malformed Ping does."""
+
+
 class Rig:
     """A data plane, and its agents' ends."""
 
@@ -50,10 +54,15 @@ class Rig:
             Poller(),
             BOUNDS,
             Handover(Manager.none(), b"test 1"),
-            on_control=lambda connection, _kind, _body: self.handled.append(connection.key),
+            on_control=self._on_control,
             on_closed=lambda connection, _reason, _say: self.closed.append(connection.key),
         )
         self._ours: list[socket.socket] = []
+
+    def _on_control(self, connection: Connection, kind: int, _body: memoryview) -> None:
+        self.handled.append(connection.key)
+        if kind == ENDS:
+            self.plane.close(connection, "test")
 
     def agent(self, key: PublicKey) -> tuple[socket.socket, Connection]:
         relays, agents = socket.socketpair()
@@ -138,6 +147,16 @@ async def test_what_is_behind_goes_on_in_order_and_to_the_end(rig: Rig) -> None:
     assert got == b"".join(frames.encode_data(A, number.to_bytes(2, "big")) for number in range(2000))
     assert (rig.handled, rig.closed) == ([A] * 2000, [A])
     assert not connection.behind_bytes
+
+
+async def test_who_is_ended_by_one_of_many_frames_has_no_turn_any_more(rig: Rig) -> None:
+    for key, ends_at in ((A, 10), (B, TURN_RUNS + 10)):
+        greedy, connection = rig.agent(key)
+        greedy.send(TINY * ends_at + frames.encode(ENDS) + TINY * 4 * TURN_RUNS)
+        await rig.until(len(rig.handled) + ends_at)
+        assert rig.closed[-1] == key
+        assert not connection.behind_bytes
+    assert rig.plane.round_bytes == ROUND_BYTES
 
 
 async def test_a_frame_that_is_cut_behind_many_is_finished(rig: Rig) -> None:
