@@ -328,8 +328,9 @@ class DataPlane:
             self._settle(connection, outbox, queued, memory)
 
     def send_frame(self, connection: Connection, frame: bytes) -> None:
-        """A frame of the relay's own, in its place behind what already waits."""
-        if connection.leaving:
+        """A frame of the relay's own, in its place behind what already waits. Nothing for one that has been
+        closed, as by a frame before the one that this answers, or that leaves."""
+        if connection.leaving or connection not in self.connections:
             return
         self._gather(connection, frame)
         connection.frames_out += 1

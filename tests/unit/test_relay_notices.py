@@ -21,6 +21,7 @@ from relayd.wire.identity_frames import (
     PeerGone,
     decode_drain_untrusted,
     decode_peer_gone_untrusted,
+    encode_ping,
     encode_pong,
 )
 from tests.helpers.identities import ALICE, BOB, MALLORY, agent_side, private
@@ -132,6 +133,25 @@ async def test_agent_that_answers_pings_stays_and_one_that_does_not_is_closed(tm
             await next_of(b, PING)
             assert await b.frame() == b""
             nursery.cancel_scope.cancel()
+        await a.echo(A)
+
+
+async def test_pings_behind_one_that_ends_the_connection_are_not_answered(tmp_path: Path) -> None:
+    """Least of all where the answers don't fit the socket any more."""
+    async with (
+        relay(tmp_path) as running,
+        running.proved(ALICE) as a,
+        running.connection() as m,
+    ):
+        m.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await m.prove(MALLORY, token=running.token)
+        ping = encode_ping(b"12345678")
+        while not (await running.status())["backlogged"]:
+            await m.send(ping * 5000)
+        await m.send(frames.encode(PING, b"short") + ping * 100)
+        with trio.fail_after(20):
+            while (await running.status())["connections"] != 1:  # noqa: ASYNC110
+                await trio.sleep(0.02)
         await a.echo(A)
 
 
