@@ -83,7 +83,7 @@ class Host:
         done = subprocess.run(
             ["systemctl", *arguments], capture_output=True, text=True, timeout=2 * START_S, check=False
         )
-        assert done.returncode == 0, f"systemctl {arguments}: {done.stderr}\n{self.journal(arguments[-1])}"
+        assert done.returncode == 0, f"systemctl {arguments}: {done.stderr}\n{self.lately()}"
         return done.stdout
 
     def show(self, unit: str, name: str) -> str:
@@ -109,6 +109,11 @@ class Host:
     def journal(self, unit: str) -> str:
         """What a unit said, and what was said of it."""
         return sh("journalctl", "--no-pager", "-o", "cat", "-u", unit, status=None)
+
+    def lately(self) -> str:
+        """What anybody said last: why a process couldn't even be started isn't among its unit's words."""
+        time.sleep(1)  # what is under way to the journal
+        return sh("journalctl", "--no-pager", "-o", "short-monotonic", "-n", "60", status=None)
 
     def events(self, *matches: str) -> list[dict[str, str]]:
         """Entries of the journal that match, by their fields."""

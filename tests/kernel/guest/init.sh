@@ -43,6 +43,9 @@ $b mount -o bind "/host$VM_MODULES" "/new/lib/modules/$($b uname -r)"
 [ -n "$VM_SYSTEMD" ] || exec $b switch_root /new /run/vm/busybox sh /run/vm/command.sh
 
 # A system of nothing but the job, the journal and what the job starts: this host's units are not ours to run.
+# Services look into /etc at each start, and here write to it: it is a copy, which nothing changes from below.
+$b mount -t tmpfs -o mode=755 etc /new/etc
+$b cp -a /host/etc/. /new/etc/
 $b rm -f /new/.dockerenv # by which systemd would take this for a container
 units=/new/run/systemd/system
 $b mkdir -p $units
