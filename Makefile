@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install-units fuzz bench paths man image container-test engine-test clean
+.PHONY: help demo test check install-units fuzz bench paths man image container-test machine-test engine-test clean
 .NOTPARALLEL:
 
 # Namespaces need root. The variables are all that the commands take from the environment.
@@ -40,6 +40,7 @@ help:
 	make image   the container image relayd:VERSION, by docker (or ENGINE=podman)
 	make container-test   run the Dockerfile's stages in a chroot: a container engine isn't needed (root, network)
 	make engine-test   build the image by podman, then a relay and two agents as containers (root, network)
+	make machine-test   the units in a virtual machine: systemd as process 1, WireGuard in the kernel (not in make test)
 	make clean   remove what tools left in the tree (the virtual environment is in ~/.cache/relayd)
 	END
 
@@ -111,6 +112,12 @@ container-test:
 engine-test:
 	@venv=$$(sh .ci/setup engine)
 	exec $(AS_ROOT) "$$venv/bin/python" -m tests.container.engine --cache "$${venv%/*}/container"
+
+machine-test:
+	@venv=$$(sh .ci/setup test)
+	python=$$venv/bin/python
+	$(LIMIT) 480 $(AS_ROOT) "$$python" -m tests.kernel.vm --cache "$${venv%/*}/kernelvm" --timeout 420 \
+		--steady --systemd -- "$$python" -m pytest -p no:cacheprovider -s -m machine tests/systemd
 
 clean:
 	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

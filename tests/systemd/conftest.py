@@ -1,11 +1,11 @@
 """The systemd tier: where systemd is process 1.
 
-    sh tests/systemd/boot.sh 400 python -m pytest -m 'not machine' tests/systemd  in namespaces, at full speed
+    sh tests/systemd/boot.sh 400 python -m pytest tests/systemd            in namespaces, at full speed
     python -m tests.kernel.vm --steady --systemd -- python -m pytest -m machine tests/systemd
 
-`make test` does both. The second is the kernel tier's machine, where WireGuard is the kernel's. There an
-interpreter takes seconds to start, and 200 agents would take minutes to prove their keys, so it is left to
-show what a kernel and a real process 1 have to be there for. Who works on its tests runs them in namespaces.
+`make test` does the first, `make machine-test` the second: the kernel tier's machine, where WireGuard is the
+kernel's. There an interpreter takes seconds to start, and 200 agents would take minutes to prove their keys:
+it is left to show what a kernel and a real process 1 have to be there for.
 Elsewhere its tests are not collected: they install units by their real names.
 """
 
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known."""
-    config.addinivalue_line("markers", "machine: is for the kernel tier's machine")
+    config.addinivalue_line("markers", "machine: is run in the kernel tier's machine too")
 
 
 def pytest_report_header() -> str:
