@@ -301,12 +301,11 @@ class Doorway:
         """It is admitted: the data plane's from now on."""
         handshake = arrival.handshake
         assert handshake.key is not None
-        if not self._greeter.guard.gate.still_admits(handshake.key):
-            # While it waited for its key the list has changed, which may be why the key is to be had.
-            reason = f"key {handshake.key.short()} is not on this relay's list any more"
+        proved = handshake.state is State.ADMITTED
+        # While it waited for its key the list has changed, maybe: which may be why the key is to be had.
+        if reason := self._greeter.still_admits(handshake.key, proved=proved):
             self._refuse(arrival, Refused(Refusal.NOT_ADMITTED, reason))
             return
-        proved = handshake.state is State.ADMITTED
         try:
             connection = self._claims.take(
                 arrival.sock, handshake.key, arrival.endpoint, handshake=None if proved else handshake

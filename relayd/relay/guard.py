@@ -60,6 +60,14 @@ class Greeter:
     stun: tuple[int, ...] = ()
     instance: bytes = field(default_factory=lambda: secrets.token_bytes(INSTANCE_BYTES))
 
+    def still_admits(self, key: PublicKey, *, proved: bool) -> str:
+        """Why who has got in, or has waited for its key, isn't let in any more. Empty: it is."""
+        if not self.guard.gate.still_admits(key):
+            return f"key {key.short()} is not on this relay's list any more"
+        if self.proof_required and not proved:
+            return "this relay wants a proof of identity by now"
+        return ""
+
     def handshake(self, endpoint: Endpoint, now: float) -> RelayHandshake:
         """For a connection that came from `endpoint`."""
         return RelayHandshake(

@@ -137,6 +137,7 @@ class Relay:
         self._config = config
         self._greeter = replace(self._greeter, **greeting_of(config))
         self.doorway.change(self._greeter, DoorLimits.of(config))
+        self._turn_out()
         self.housekeeping.silence_s = config.silence_s
         self.plane.change(bounds_of(config, available_bytes=memory_limit()))
         self._http.use(config.http, config.http_names)
@@ -151,10 +152,10 @@ class Relay:
 
     def _turn_out(self) -> None:
         """Who is let in has changed: close the connections of those who aren't any more."""
-        still_admits = self.guard.gate.still_admits
-        for connection in [one for one in self.plane.connections if not still_admits(one.key)]:
-            reason = f"key {connection.key.short()} is not on this relay's list any more"
-            self.plane.close(connection, reason, say=reason)
+        admits = self._greeter.still_admits
+        for connection in list(self.plane.connections):
+            if reason := admits(connection.key, proved=connection.proved):
+                self.plane.close(connection, reason, say=reason)
 
     def summary(self) -> dict[str, object]:
         """What `relayd status` shows, all but the connections."""

@@ -185,6 +185,14 @@ def test_a_queue_that_may_hold_less_drops_its_oldest_with_the_next_frame() -> No
         outbox.bound(max_bytes=1000, max_age_s=60.0)
 
 
+async def test_who_has_not_proved_its_key_goes_when_a_proof_is_required(tmp_path: Path) -> None:
+    async with live(tmp_path) as one, one.running.agent(A) as bare, one.running.proved(BOB) as proved:
+        one.change(auth="required")
+        assert "wants a proof of identity" in await bare.error()
+        await one.until("connections", 1)
+        await proved.echo(B)
+
+
 async def test_how_long_a_drain_lasts_changes(tmp_path: Path) -> None:
     async with live(tmp_path, drain_s=5.0) as one:
         one.change(drain_s=77.0)
