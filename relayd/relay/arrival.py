@@ -7,6 +7,7 @@ import socket
 import trio
 
 from relayd.endpoints import Endpoint
+from relayd.relay.bridge import Bridge
 from relayd.relay.guard import Greeter
 from relayd.wire.frames import HEADER_BYTES, LENGTH_BYTES
 from relayd.wire.identity import MAX_INPUT_BYTES, RelayOutcome
@@ -45,7 +46,7 @@ class Arrival:
         self.scope = trio.CancelScope(deadline=newcomer.accepted_at + greeter.timeout_s)
         self.ours = True
         """Whether the socket is still the doorway's to close."""
-        self.bridge: trio.CancelScope | None = None
+        self.bridge: Bridge | None = None
         """TLS: around what pumps it."""
         self.served = False
         """Whether the data plane has it: then it is counted until that lets go of it."""

@@ -10,12 +10,12 @@ import socket
 from typing import TYPE_CHECKING
 
 import msgspec
-import trio
 
 from relayd.endpoints import Endpoint
 from relayd.errors import RemoteProtocolError
 from relayd.keys import PublicKey
 from relayd.netio.outbox import Outbox
+from relayd.relay.bridge import Bridge
 from relayd.relay.notices import GoneNotices
 from relayd.relay.switch import Port
 from relayd.wire.frames import DATA, HEADER_BYTES, KEYED_BYTES, LENGTH_BYTES
@@ -108,8 +108,8 @@ class Connection(Port):
         """Displaced: it has lost its key and is told nothing more, but what it sends is still forwarded."""
         self.slot = 0
         """Where it stands in the handover's ledger; 0: it doesn't, and ends with this process."""
-        self.bridge: trio.CancelScope | None = None
-        """TLS: around what pumps its socket, which is one end of a pair then."""
+        self.bridge: Bridge | None = None
+        """TLS: what is behind its socket."""
         self.paused = False
         """Not read for a while: its key has sent more than it may."""
         self.gone: GoneNotices | None = None

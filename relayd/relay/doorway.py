@@ -257,7 +257,7 @@ class Doorway:
         if arrival.ours:
             arrival.sock.close()
             if arrival.bridge is not None:
-                arrival.bridge.cancel()
+                arrival.bridge.scope.cancel()
         if not arrival.served:
             self._counting.went(newcomer.place)
 

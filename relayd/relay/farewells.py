@@ -7,6 +7,7 @@ import socket
 import trio
 
 from relayd.observe import log
+from relayd.relay.bridge import Bridge
 from relayd.relay.tls_door import CLOSE_S
 from relayd.wire.frames import encode_error
 
@@ -27,10 +28,11 @@ class Farewells:
         self._nursery = nursery
         self._count = 0
 
-    def see_off(self, sock: socket.socket, text: str, bridge: trio.CancelScope | None) -> None:
-        """Close `sock`, after `text` if there is any. `bridge` is around what pumps a connection by TLS."""
+    def see_off(self, sock: socket.socket, text: str, bridge: Bridge | None) -> None:
+        """Close `sock`, after `text` if there is any. `bridge`: it is by TLS."""
         if bridge is not None:
-            bridge.deadline = min(bridge.deadline, trio.current_time() + FAREWELL_S + CLOSE_S)
+            scope = bridge.scope
+            scope.deadline = min(scope.deadline, trio.current_time() + FAREWELL_S + CLOSE_S)
         if text and self._count < FAREWELLS:
             self._count += 1
             self._nursery.start_soon(self._say, sock, text, name="farewell")

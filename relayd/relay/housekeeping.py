@@ -108,8 +108,9 @@ class Housekeeping:
 
 def _unacknowledged(connection: Connection) -> bool:
     """Whether something waits for the other side's acknowledgement: SIOCOUTQ (tcp(7))."""
+    sock = connection.bridge.wire if connection.bridge is not None else connection.sock
     try:
-        answer = fcntl.ioctl(connection.sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, ValueError):  # ValueError: TLS has closed it, at this moment
         return True
     return bool(struct.unpack("i", answer)[0])

@@ -13,6 +13,7 @@ from relayd.netio.tcp import set_options
 from relayd.netio.watched_stream import WatchedStream
 from relayd.observe import log
 from relayd.relay.arrival import Arrival, Newcomer
+from relayd.relay.bridge import Bridge
 from relayd.relay.fair_queue import FairQueue
 from relayd.relay.tls import Tls
 from relayd.relay.waiting_room import WaitingRoom
@@ -142,10 +143,10 @@ class TlsDoor:
         for sock in (ours, theirs):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE_BYTES)
+        arrival.bridge = Bridge(scope=trio.CancelScope(), wire=arrival.sock)
         arrival.sock = ours
-        arrival.bridge = trio.CancelScope()
         self._nursery.start_soon(
-            self._pump, stream, theirs, arrival.bridge, name=f"TLS of {arrival.endpoint}"
+            self._pump, stream, theirs, arrival.bridge.scope, name=f"TLS of {arrival.endpoint}"
         )
         return True
 

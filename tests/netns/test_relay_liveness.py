@@ -21,7 +21,7 @@ from relayd.wire import frames
 from tests.security.relays import Agent, key_number
 
 relay = SimpleNamespace(join=JoinString.parse(sys.argv[1]))
-agent = Agent(relay, key_number(int(sys.argv[2])), host=relay.join.host, source="")
+agent = Agent(relay, key_number(int(sys.argv[2])), host=relay.join.host, source="", tls=sys.argv[3] == "tls")
 agent.sock.settimeout(None)
 
 def send(key):
@@ -29,7 +29,7 @@ def send(key):
         agent.sock.sendall(frames.encode_data(key, bytes(100)))
         time.sleep(0.05)
 
-for number in sys.argv[3:]:
+for number in sys.argv[4:]:
     threading.Thread(target=send, args=(key_number(int(number)).public(),), daemon=True).start()
 while True:
     agent.frame()
@@ -38,29 +38,33 @@ while True:
 
 
 def test_g8_a_half_open_connection_is_found_in_time_idle_and_busy(lab: Lab) -> None:
-    relay, idle, busy, good = (lab.node(name) for name in ("g8-relay", "g8-idle", "g8-busy", "g8-good"))
-    for number, node in enumerate((idle, busy, good)):
+    relay, good = lab.node("g8-relay"), lab.node("g8-good")
+    bounds = {lab.node("g8-idle"): IDLE_S, lab.node("g8-busy"): BUSY_S, lab.node("g8-tls"): BUSY_S}
+    nodes = (*bounds, good)
+    for number, node in enumerate(nodes):
         lab.wire(relay, node, IPv4Network(f"10.9.{number}.0/24"))
-    serving = relay.relayd("serve", "--open", "--state", "/run/relay-state", "--http", "off")
+    options = ("--open", "--state", "/run/relay-state", "--http", "off", "--tls-self-signed")
+    serving = relay.relayd("serve", *options)
     wait_until(lambda: status_of(relay, CONTROL_RELAY), "the relay answers")
-    join = next(line for line in serving.output().splitlines() if line.startswith("relayd://"))
-    for number, node in enumerate((idle, busy, good)):
-        host = f"relayd://{relay.addresses[node.name]}:3478?{join.partition('?')[2]}"
-        to = ["1"] if node is good else []
-        node.start(sys.executable, "-c", CLIENT, host, str(number), *to)
-    wait_until(lambda: len(connected(relay)) == 3, "all are connected")
-    drop_packets(relay, *(f"ip saddr {node.addresses[relay.name]}" for node in (idle, busy)))
+    join = next(line for line in serving.output().splitlines() if line.startswith("relayd"))
+    for number, node in enumerate(nodes):
+        host = f"relayds://{relay.addresses[node.name]}:3478?{join.partition('?')[2]}"
+        to = ["1", "2"] if node is good else []
+        kind = "tls" if node.name == "g8-tls" else "plain"
+        node.start(sys.executable, "-c", CLIENT, host, str(number), kind, *to)
+    wait_until(lambda: len(connected(relay)) == 4, "all are connected")
+    drop_packets(relay, *(f"ip saddr {node.addresses[relay.name]}" for node in bounds))
     dropped_at = time.monotonic()
-    found: dict[str, float] = {}
-    while len(found) < 2 and time.monotonic() - dropped_at < IDLE_S + BUSY_S:
+    found: dict[Node, float] = {}
+    while len(found) < len(bounds) and time.monotonic() - dropped_at < IDLE_S + BUSY_S:
         there = connected(relay)
-        for node in (idle, busy):
+        for node in bounds:
             if str(node.addresses[relay.name]) not in there:
-                found.setdefault(node.name, time.monotonic() - dropped_at)
+                found.setdefault(node, time.monotonic() - dropped_at)
         time.sleep(0.1)
-    print(found)
-    assert found[idle.name] <= IDLE_S
-    assert found[busy.name] <= BUSY_S
+    for node, bound_s in bounds.items():
+        print(node.name, found.get(node))
+        assert found[node] <= bound_s
     assert str(good.addresses[relay.name]) in connected(relay)
 
 
