@@ -1,182 +1,29 @@
-"""What resources mean for a node: addresses without collisions, and nothing that another node may take."""
+"""What resources mean for a node: its interface, its peers, its relays, and what of it can't be used."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import msgspec
 import pytest
 
 from relayd.agent.discovery.stun_servers import StunServer
-from relayd.coordination.kubernetes.addresses import choose, fnv1a, preferred
 from relayd.coordination.kubernetes.claims import MAX_ALLOWED_IPS
 from relayd.coordination.kubernetes.mesh import (
     MANAGED_RELAY,
-    Discovered,
-    Self,
     View,
     api_server,
     meaning,
-    own_address,
-    own_allowed_ips,
-    own_endpoint,
 )
-from relayd.coordination.kubernetes.resources import Mesh, MeshStatus, Node, Peer
+from relayd.coordination.kubernetes.resources import MeshStatus
 from relayd.coordination.model import OwnedInterface, RelayMode
 from relayd.endpoints import Endpoint
 from relayd.join import JoinString
-from relayd.keys import PrivateKey
 from relayd.marks import HANDSHAKE_FRESH_S
 from relayd.paths.patience import USUAL, Patience
-
-KEYS = [PrivateKey(bytes([number]) * 32) for number in range(1, 9)]
-ME = Self(name="a", private_key=KEYS[0])
-
-
-def peer(name: str, key: int = 1, *, made: int = 1, **spec: object) -> Peer:
-    spec = {"publicKey": str(KEYS[key].public()), **spec}
-    metadata = {"name": name, "uid": f"uid-{name}", "creationTimestamp": f"2026-01-01T00:00:{made:02}Z"}
-    return msgspec.convert({"metadata": metadata, "spec": spec}, Peer)
-
-
-def mesh(**spec: object) -> Mesh:
-    metadata = {"name": "default", "uid": "mesh"}
-    return msgspec.convert({"metadata": metadata, "spec": {"meshCIDR": "10.100.0.0/16"} | spec}, Mesh)
-
-
-def node(*addresses: str, **annotations: str) -> Node:
-    return msgspec.convert(
-        {
-            "metadata": {"name": "a", "uid": "node", "annotations": annotations},
-            "status": {"addresses": [{"type": "InternalIP", "address": one} for one in addresses]},
-            "spec": {"podCIDRs": ["10.244.1.0/24"]},
-        },
-        Node,
-    )
-
-
-def view(*peers: Peer, of: Mesh | None = None, on: Node | None = None) -> View:
-    return View(mesh=of or mesh(), peers={one.metadata.name: one for one in peers}, node=on)
-
-
-# --- addresses ---
-
-
-@pytest.mark.parametrize(("text", "value"), [("", 0x811C9DC5), ("a", 0xE40C292C), ("foobar", 0xBF9CF968)])
-def test_fnv1a(text: str, value: int) -> None:
-    assert fnv1a(text) == value
-
-
-def test_an_address_is_what_wirekube_computes() -> None:
-    network = ip_network("10.100.0.0/24")
-    assert preferred("node-1", network) == network[fnv1a("node-1") % 254 + 1]
-
-
-def test_a_collision_takes_the_next_free_address() -> None:
-    network = ip_network("10.100.0.0/24")
-    first = preferred("node-1", network)
-    assert choose("node-1", network, has=None, taken=[first]) != first
-    assert choose("node-1", network, has=None, taken=[]) == first
-
-
-def test_every_address_is_given_and_then_the_network_is_full() -> None:
-    network = ip_network("10.100.0.0/29")
-    taken = [choose(f"node-{n}", network, has=None, taken=[]) for n in range(1)]
-    for n in range(1, 6):
-        taken.append(choose(f"node-{n}", network, has=None, taken=taken))
-    assert sorted(taken) == list(network.hosts())
-    with pytest.raises(ValueError, match="full"):
-        choose("one-more", network, has=None, taken=taken)
-
-
-def test_a_network_without_hosts_is_refused() -> None:
-    with pytest.raises(ValueError, match="no addresses"):
-        choose("a", ip_network("10.0.0.0/31"), has=None, taken=[])
-
-
-def test_ipv6_networks_have_addresses_too() -> None:
-    assert preferred("a", ip_network("fd00:1::/64")) in ip_network("fd00:1::/64")
-
-
-def test_a_node_keeps_the_address_that_it_has() -> None:
-    assert own_address(view(peer("a", 0, allowedIPs=["10.100.7.7/32"])), "a") == ip_address("10.100.7.7")
-
-
-def test_of_two_nodes_with_one_address_the_younger_moves() -> None:
-    both = (
-        peer("a", 0, made=1, allowedIPs=["10.100.7.7/32"]),
-        peer("b", 1, made=2, allowedIPs=["10.100.7.7/32"]),
-    )
-    assert own_address(view(*both), "a") == ip_address("10.100.7.7")
-    assert own_address(view(*both), "b") != ip_address("10.100.7.7")
-
-
-def test_a_node_without_a_resource_takes_nobodys_address() -> None:
-    wanted = preferred("a", ip_network("10.100.0.0/16"))
-    assert own_address(view(peer("b", allowedIPs=[f"{wanted}/32"])), "a") != wanted
-
-
-# --- its own part ---
-
-
-def test_own_allowed_ips() -> None:
-    address = preferred("a", ip_network("10.100.0.0/16"))
-    here = node("192.0.2.5", "2001:db8::5")
-    assert own_allowed_ips(view(on=here), "a") == (f"{address}/32",)
-    auto = mesh(autoAllowedIPs={"includeNodeInternalIP": True}, podCIDRRouting={"enabled": True})
-    assert own_allowed_ips(view(of=auto, on=here), "a") == (
-        f"{address}/32",
-        "192.0.2.5/32",
-        "2001:db8::5/128",
-        "10.244.1.0/24",
-    )
-    older = mesh(meshCIDR="", autoAllowedIPs={"strategy": "node-internal-ip"})
-    assert own_allowed_ips(view(of=older, on=here), "a") == ("192.0.2.5/32", "2001:db8::5/128")
-
-
-@pytest.mark.parametrize(
-    ("annotated", "found", "has", "expected"),
-    [
-        ("198.51.100.1:5000", "203.0.113.1:1", "203.0.113.9:9", ("198.51.100.1:5000", "manual")),
-        ("", "203.0.113.1:1", "203.0.113.9:9", ("203.0.113.1:1", "stun")),
-        ("", "", "203.0.113.9:9", ("", "")),
-        ("", "", "", ("192.0.2.5:51820", "internal-ip")),
-    ],
-)
-def test_whose_word_counts_for_the_endpoint(
-    annotated: str, found: str, has: str, expected: tuple[str, str]
-) -> None:
-    here = node("192.0.2.5", **{"wirekube.io/endpoint": annotated})
-    said = Discovered(endpoint=found, method="stun")
-    assert own_endpoint(view(peer("a", 0, endpoint=has), on=here), "a", said) == expected
-
-
-@pytest.mark.parametrize(
-    "written", ["192.0.2.9", "2001:db8::1:51820", "192.0.2.9:wireguard", "192.0.2.9:0", "a b:51820", ":51820"]
-)
-def test_an_annotation_that_names_no_endpoint_is_said_and_done_without(written: str) -> None:
-    """The whole resource would be refused: the node couldn't join."""
-    of = view(peer("a", 0), on=node("10.0.0.5", **{"wirekube.io/endpoint": written}))
-    found = Discovered(endpoint="198.51.100.1:40000", method="stun")
-    assert own_endpoint(of, "a", found) == ("198.51.100.1:40000", "stun")
-    assert any("annotation wirekube.io/endpoint" in line for line in meaning(of, ME).problems)
-
-
-@pytest.mark.parametrize("written", [" 192.0.2.9:51820\n", "[2001:db8::1]:51820", "home.example.net:51820"])
-def test_an_annotation_that_names_one_wins(written: str) -> None:
-    of = view(peer("a", 0), on=node("10.0.0.5", **{"wirekube.io/endpoint": written}))
-    assert own_endpoint(of, "a", Discovered()) == (written.strip(), "manual")
-    assert not any("annotation" in line for line in meaning(of, ME).problems)
-
-
-def test_an_unsure_endpoint_takes_the_place_of_nothing_but_another_one() -> None:
-    found = Discovered(endpoint="[2001:db8::5]:51820", method="ipv6", sure=False)
-    there = view(peer("a", 0, endpoint="203.0.113.9:9"), on=node("192.0.2.5"))
-    assert own_endpoint(there, "a", found) == ("", "")
-    assert own_endpoint(there, "a", found, unsure="203.0.113.9:9") == ("[2001:db8::5]:51820", "ipv6")
-    assert own_endpoint(view(on=node("192.0.2.5")), "a", found) == ("[2001:db8::5]:51820", "ipv6")
+from tests.helpers.kube_resources import KEYS, ME, mesh, node, peer, view
 
 
 def test_stun_servers_of_the_mesh() -> None:
@@ -294,9 +141,6 @@ def test_the_birthday_method_is_the_meshs_or_the_nodes(
     assert meaning(view(of=of, on=annotated), ME).mesh.birthday is expected
 
 
-# --- the mesh ---
-
-
 def test_the_mesh_of_a_node() -> None:
     others = (
         peer("b", 1, endpoint="203.0.113.2:51820", allowedIPs=["10.100.0.2/32", "192.168.2.0/24"]),
@@ -325,87 +169,6 @@ def test_a_node_without_allowed_ips_is_passive() -> None:
     made = meaning(view(peer("a", 0), peer("b", allowedIPs=["10.0.0.2/32"]), of=mesh(meshCIDR="")), ME)
     assert made.mesh.peers == ()
     assert "no allowedIPs" in made.problems[0]
-
-
-def test_what_an_older_resource_has_a_younger_one_cannot_take() -> None:
-    made = meaning(
-        view(
-            peer("a", 0, made=1, allowedIPs=["10.100.0.1/32"]),
-            peer("b", 1, made=2, allowedIPs=["10.100.0.2/32"]),
-            peer("thief", 2, made=3, allowedIPs=["10.100.0.2/32", "10.100.0.1/32", "10.100.0.9/32"]),
-        ),
-        ME,
-    )
-    by_name = {made.names[one.key]: one for one in made.mesh.peers}
-    assert by_name["b"].allowed_ips == (ip_network("10.100.0.2/32"),)
-    assert by_name["thief"].allowed_ips == (ip_network("10.100.0.9/32"),)
-    assert any("10.100.0.2/32 is b's" in line for line in made.problems)
-    assert any("10.100.0.1/32 is a's" in line for line in made.problems)
-
-
-def test_what_two_claim_under_one_key_goes_to_who_has_it() -> None:
-    """Else a node that was taken over would cut another off by naming its key, if it was there before."""
-    made = meaning(
-        view(
-            peer("a", 0, allowedIPs=["10.100.0.1/32"]),
-            peer("thief", 1, made=1, allowedIPs=["10.100.0.3/32"]),
-            peer("b", 1, made=2, allowedIPs=["10.100.0.2/32"]),
-            peer("me-too", 0, made=3, allowedIPs=["10.100.0.4/32"]),
-        ),
-        ME,
-    )
-    (one,) = made.mesh.peers
-    assert one.key == KEYS[1].public()
-    assert set(one.allowed_ips) == {ip_network("10.100.0.2/32"), ip_network("10.100.0.3/32")}
-    assert [line.partition(":")[0] for line in made.problems] == [
-        "WireKubePeer me-too has the key of a",
-        "WireKubePeer b has the key of thief",
-    ]
-
-
-def test_the_address_that_a_nodes_name_stands_for_is_no_older_nodes() -> None:
-    """Agents may write their own node's resource: by that none of them has the address of another."""
-    network = ip_network("10.100.0.0/16")
-    mine, others = preferred("a", network), preferred("b", network)
-    of_all = view(
-        peer("thief", 2, made=1, allowedIPs=["10.100.0.9/32", f"{others}/32", f"{mine}/32"]),
-        peer("a", 0, made=2, allowedIPs=[f"{mine}/32"]),
-        peer("b", 1, made=3, allowedIPs=[f"{others}/32"]),
-    )
-    made = meaning(of_all, ME)
-    by_name = {made.names[one.key]: one for one in made.mesh.peers}
-    assert by_name["b"].allowed_ips == (ip_network(others),)
-    assert by_name["thief"].allowed_ips == (ip_network("10.100.0.9/32"),)
-    assert own_address(of_all, "a") == mine, "it doesn't move"
-    assert own_address(of_all, "b") == others
-
-
-def test_of_two_whose_names_stand_for_one_address_the_older_has_it() -> None:
-    network = ip_network("10.100.0.0/30")  # for two nodes
-    first = preferred("a", network)
-    twin = next(name for name in "bcdefgh" if preferred(name, network) == first)
-    of_all = view(
-        peer("a", 0, made=2, allowedIPs=[f"{first}/32"]),
-        peer(twin, 1, made=1, allowedIPs=[f"{first}/32"]),
-        of=mesh(meshCIDR=str(network)),
-    )
-    assert own_address(of_all, twin) == first
-    assert own_address(of_all, "a") != first
-    assert meaning(of_all, ME).mesh.peers[0].allowed_ips == (ip_network(first),)
-
-
-def test_what_this_node_routes_to_itself_is_no_others() -> None:
-    """A route to its own pods through the tunnel would come before the one to their bridge."""
-    made = meaning(
-        view(
-            peer("thief", 1, made=1, allowedIPs=["10.244.1.0/24", "192.168.7.0/24", "192.168.8.0/24"]),
-            peer("a", 0, made=2, allowedIPs=["10.100.0.1/32", "192.168.7.0/24"]),
-            of=mesh(podCIDRRouting={"enabled": True}),
-            on=node("192.0.2.1"),
-        ),
-        ME,
-    )
-    assert made.mesh.peers[0].allowed_ips == (ip_network("192.168.8.0/24"),)
 
 
 @pytest.mark.parametrize(

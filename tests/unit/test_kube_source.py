@@ -28,8 +28,8 @@ from relayd.coordination.kubernetes.source import (
 )
 from relayd.errors import HostError
 from relayd.join import JoinString
+from tests.helpers.kube_resources import ME, mesh, node, peer
 from tests.helpers.running_relay import SOON_S
-from tests.unit.test_kube_mesh import ME, mesh, node, peer
 
 OWN = own_peer.path_of(ME.name)
 WAS_THERE = ClusterMemory(node_name=ME.name, identity=Identity(mesh="mesh", peer="uid-a"))
