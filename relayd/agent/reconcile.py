@@ -8,7 +8,7 @@ from what the interface says. Per peer:
     one of ours, in marks.PROXY_NETWORK       relay    nothing is written, unless it isn't the right one
     direct, session fresh                     direct   left alone
     direct, session stale, nothing sent       direct   "idle": see below
-    direct, stale, being tried                direct   "trying", for TRY_S since anything came from there
+    direct, stale, being tried                direct   "trying", for TRY_S since data came from there
     ... and no handshake in that time         relay    "no handshake for 180 s", or "never answered"
     ... while the relay itself is away        direct   "relay away": TRY_S begins when it is back
     relay, stale, being tried for RELAY_TRY_S,
@@ -43,6 +43,10 @@ from relayd.kernel.device import Interface, Peer
 from relayd.keys import PublicKey
 from relayd.paths.patience import USUAL, Patience
 from relayd.paths.verdict import Verdict
+
+HANDSHAKES = frozenset((0, 148, 92, 148 + 92))
+"""Bytes that a peer without a session sends between two looks, which are a second apart: nothing, an
+initiation (it makes one in 5 s), a response, both (WireGuard paper, 5.4)."""
 
 TRY_S = USUAL.try_s
 """See there; a mesh may have another."""
@@ -229,10 +233,13 @@ def _handshake_at(peer: Peer, before: PeerPath | None, around: Surroundings) -> 
 def _tried_since(peer: Peer, before: PeerPath | None, now: float) -> float | None:
     """Since when this endpoint is being sent to without a session. None: not that we have seen.
 
-    What comes from there is an answer: then there is a session, which only looks old by a wall clock that was
-    set since (a machine without a clock of its own, whose agent starts as NTP has found the time).
+    Data from there is an answer: then there is a session, which only looks old by a wall clock that was set
+    since (a machine without a clock of its own, whose agent starts as NTP has found the time). A handshake's
+    messages alone are none: a peer that we can't reach sends them again and again, if it can reach us.
     """
-    if before is None or before.endpoint() != peer.endpoint or peer.rx_bytes > before.peer.rx_bytes:
+    if before is None or before.endpoint() != peer.endpoint:
+        return None
+    if peer.rx_bytes - before.peer.rx_bytes not in HANDSHAKES:
         return None
     if before.tried_since is not None:
         return before.tried_since

@@ -138,6 +138,17 @@ def test_session_that_a_clock_set_forward_makes_look_old_is_left_alone_while_it_
         assert (paths[KEY].path, paths[KEY].set_endpoint) == (Path.DIRECT, None)
 
 
+def test_a_peer_that_reaches_us_and_is_not_reached_goes_to_the_relay() -> None:
+    """Its initiations come, one in 5 s, and what answers them is lost on the way."""
+    paths: dict[PublicKey, PeerPath] = {}
+    for now in range(60):
+        one = peer(DIRECT, handshake_age_s=200.0, tx_bytes=1000 + now // 5 * 92)
+        paths = decide(replace(one, rx_bytes=now // 5 * 148), paths, around(float(now)))
+        if paths[KEY].path is Path.RELAY:
+            break
+    assert TRY_S <= now <= TRY_S + 6
+
+
 def test_idle_direct_endpoint_is_left_alone_however_old_its_session() -> None:
     paths: dict[PublicKey, PeerPath] = {}
     for now in range(0, 3600, 60):
