@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -18,6 +18,7 @@ from relayd.kernel.ownership import Owned, open_owned
 from relayd.kernel.routing import NetlinkRouting
 from relayd.kernel.sysctls import Sysctls
 from tests.helpers.wireguard_contract import networks, new_key
+from tests.kernel.agents import Agents
 from tests.kernel.shell import UNDO_RULES, host, removed, sh
 
 NAME = "wire_kube"
@@ -182,13 +183,17 @@ async def test_of_a_mounted_state_directory_the_content_goes(before: str, state:
     assert seen() == before
 
 
-async def test_what_relayd_made_by_another_name_goes_where_none_is_named(before: str, state: Path) -> None:
+def test_what_relayd_made_by_another_name_goes_where_none_is_named(
+    before: str, state: Path, agents: Agents
+) -> None:
     """[interface] has any name. What stays is told apart by the kernel, which knows who made it."""
     sh("ip link add wg7 type wireguard; ip link set wg7 alias 'made by relayd'")
     try:
-        command = f"{sys.executable} -m relayd cleanup --state {state} --control {state}/none.sock"
-        assert "wg7" not in sh(f"{command} --interface wg8")
-        assert "removed: interface wg7\n" in sh(command)
+        places = ("--state", str(state), "--control", f"{state}/none.sock")
+        for named, gone in (("--interface", "wg8"), False), ((), True):
+            done = agents.start_beside(os.getpid(), "cleanup", *places, *named)
+            assert done.wait() == 0
+            assert ("removed: interface wg7\n" in done.output()) == gone, done.output()
         assert seen() == before
     finally:
         removed("wg7")
